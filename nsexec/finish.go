@@ -1,0 +1,170 @@
+package nsexec
+
+import (
+	"math"
+	"strings"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"vminit/internal/sys"
+)
+
+// Seccomp is a compiled filter for the process.
+type Seccomp struct {
+	Filter []unix.SockFilter
+	Flags  uint // SECCOMP_FILTER_FLAG_*
+}
+
+// Finish says how a program ends.
+type Finish struct {
+	Process *specs.Process
+	Gate    string   // name of a gate right before the program is loaded, "" for none
+	Keyring string   // name of a new session keyring, "" to keep the daemon's
+	Seccomp *Seccomp // nil: unconfined
+}
+
+// Finish turns the child into the user's process: resource limits, identity,
+// capabilities, working directory, seccomp, execve. It must come last. The
+// names returned are capabilities nobody knows, to be warned about.
+//
+// The order matters: what needs privilege comes before the identity changes,
+// what a strict seccomp filter might forbid comes before the filter, and
+// without noNewPrivileges the filter needs CAP_SYS_ADMIN, so it comes early.
+func (p *Program) Finish(f Finish) (unknownCaps []string) {
+	proc := f.Process
+	caps, unknownCaps := parseCaps(proc.Capabilities)
+	if f.Keyring != "" {
+		p.Step("join a new session keyring")
+		p.Call(unix.SYS_KEYCTL, Int(unix.KEYCTL_JOIN_SESSION_KEYRING), p.Str(f.Keyring)).Ignore(unix.ENOSYS)
+	}
+	p.setRlimits(proc.Rlimits)
+	p.dropBounding(caps)
+	done := p.changeDir(proc.Cwd)
+	if !proc.NoNewPrivileges {
+		p.loadSeccomp(f.Seccomp)
+	}
+	p.setUser(proc.User)
+	p.setCaps(caps)
+	p.IfNonZero(done, func() { p.chdir(proc.Cwd) })
+	if proc.NoNewPrivileges {
+		p.Step("set no_new_privs")
+		p.Call(unix.SYS_PRCTL, Int(unix.PR_SET_NO_NEW_PRIVS), Int(1), Int(0), Int(0), Int(0))
+	}
+	if f.Gate != "" {
+		p.Gate(f.Gate)
+	}
+	if proc.NoNewPrivileges {
+		p.loadSeccomp(f.Seccomp)
+	}
+	p.exec(proc.Args, proc.Env)
+	return unknownCaps
+}
+
+// changeDir enters the working directory with the privileges of root, as runc
+// does; a directory that only the user may enter (NFS, FUSE) is tried again
+// later: then the register is not 0.
+func (p *Program) changeDir(cwd string) (failed Reg) {
+	if !strings.HasPrefix(cwd, "/") {
+		p.Fail(sys.Invalidf("process.cwd %q is not an absolute path", cwd))
+	}
+	failed = p.NewReg("nocwd")
+	p.mem.setReg(failed, 1)
+	p.Step("change to working directory %q", cwd)
+	in := p.Call(unix.SYS_CHDIR, p.Str(cwd)).Ignore(unix.EACCES).Store(failed)
+	p.IfOK(in, func() { p.checkDir(cwd) })
+	return failed
+}
+
+func (p *Program) chdir(cwd string) {
+	p.Step("change to working directory %q", cwd)
+	p.Call(unix.SYS_CHDIR, p.Str(cwd))
+	p.checkDir(cwd)
+}
+
+// checkDir refuses a working directory outside the container's root, which the
+// kernel reports as "(unreachable)..." (getcwd(3); CVE-2024-21626).
+func (p *Program) checkDir(cwd string) {
+	buf := p.Buffer(4096)
+	p.Call(unix.SYS_GETCWD, buf, Int(4096)).Ignore(unix.ERANGE) // longer than a page: certainly inside
+	p.FailIfEqual(unix.EPERM, "working directory "+cwd+" is outside the container's root", [2]Arg{buf, p.Bytes([]byte("(unreach"))})
+}
+
+func (p *Program) setUser(u specs.User) {
+	p.Step("set uid %d and gid %d", u.UID, u.GID)
+	if u.UID == math.MaxUint32 || u.GID == math.MaxUint32 {
+		p.Fail(sys.Invalidf("process.user: %d is not a valid id (it means \"no change\" to the kernel)", uint32(math.MaxUint32)))
+	}
+	gids := make([]byte, 0, 4*len(u.AdditionalGids))
+	for _, g := range u.AdditionalGids {
+		gids = append(gids, byte(g), byte(g>>8), byte(g>>16), byte(g>>24))
+	}
+	p.Call(unix.SYS_PRCTL, Int(unix.PR_SET_KEEPCAPS), Int(1), Int(0), Int(0), Int(0))
+	p.Call(unix.SYS_SETGROUPS, Int(len(u.AdditionalGids)), p.Bytes(gids))
+	p.Call(unix.SYS_SETRESGID, Int(u.GID), Int(u.GID), Int(u.GID))
+	p.Call(unix.SYS_SETRESUID, Int(u.UID), Int(u.UID), Int(u.UID))
+	umask := uint32(0o022)
+	if u.Umask != nil {
+		umask = *u.Umask
+	}
+	p.Call(unix.SYS_UMASK, Int(umask))
+}
+
+func (p *Program) loadSeccomp(s *Seccomp) {
+	if s == nil {
+		return
+	}
+	p.Step("load the seccomp filter")
+	filter := make([]byte, 0, 8*len(s.Filter))
+	for _, f := range s.Filter {
+		filter = append(filter, byte(f.Code), byte(f.Code>>8), f.Jt, f.Jf, byte(f.K), byte(f.K>>8), byte(f.K>>16), byte(f.K>>24))
+	}
+	fprog := p.Words(uint64(len(s.Filter)), p.Bytes(filter).v)
+	p.Call(unix.SYS_SECCOMP, Int(unix.SECCOMP_SET_MODE_FILTER), Int(s.Flags), fprog)
+}
+
+// defaultPath is where commands are looked for when the environment has no PATH.
+const defaultPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+// exec loads the user's program, looking it up like execvp(3): every candidate
+// in turn, and only when there was none, the reason.
+func (p *Program) exec(args, env []string) {
+	if len(args) == 0 || args[0] == "" {
+		p.Fail(sys.Invalidf("process.args is empty"))
+		return
+	}
+	argv, envp := p.StrVec(args), p.StrVec(env)
+	p.Step("close file descriptors and unblock signals")
+	p.Call(unix.SYS_CLOSE_RANGE, Int(3), Int(uint32(math.MaxUint32)), Int(unix.CLOSE_RANGE_CLOEXEC))
+	p.Call(unix.SYS_RT_SIGPROCMASK, Int(2), p.Words(0, 0), Nil, Int(8))
+	p.Step("exec %q", args[0])
+	if strings.Contains(args[0], "/") {
+		p.Call(unix.SYS_EXECVE, p.Str(args[0]), argv, envp)
+		return
+	}
+	candidates := candidates(args[0], env)
+	for _, c := range candidates {
+		p.Call(unix.SYS_EXECVE, p.Str(c), argv, envp).Ignore(unix.ENOENT, unix.ENOTDIR, unix.EACCES)
+	}
+	for _, c := range candidates {
+		p.Call(unix.SYS_EXECVE, p.Str(c), argv, envp).Ignore(unix.ENOENT, unix.ENOTDIR)
+	}
+	p.FailWith(unix.ENOENT, "exec \""+args[0]+"\": executable file not found in $PATH")
+}
+
+func candidates(name string, env []string) []string {
+	path := defaultPath
+	for _, e := range env {
+		if v, ok := strings.CutPrefix(e, "PATH="); ok {
+			path = v // the last one counts
+		}
+	}
+	var c []string
+	for dir := range strings.SplitSeq(path, ":") {
+		if dir == "" {
+			dir = "."
+		}
+		c = append(c, dir+"/"+name)
+	}
+	return c
+}

@@ -1,0 +1,148 @@
+package nsexec
+
+import (
+	"cmp"
+	"fmt"
+	"os"
+	"slices"
+	"sync"
+
+	"golang.org/x/sys/unix"
+
+	"vminit/internal/sys"
+)
+
+// Launcher makes children and knows those that live. One per daemon.
+type Launcher struct {
+	self int // our own pidfd, for coming back from a container's pid namespace
+
+	fork sync.RWMutex // read: a clone3 and its entry in children; write: looking at zombies, heap
+	heap dontFork
+
+	mu       sync.Mutex // guards children
+	children map[int]*Process
+}
+
+// NewLauncher prepares this process for launching.
+func NewLauncher() (*Launcher, error) {
+	self, err := unix.PidfdOpen(os.Getpid(), 0)
+	if err != nil {
+		return nil, fmt.Errorf("pidfd_open of ourselves (needs Linux 5.7 for clone3 with CLONE_INTO_CGROUP): %w", err)
+	}
+	return &Launcher{self: self, children: map[int]*Process{}}, nil
+}
+
+// Children returns how many children are alive or not yet reaped.
+func (l *Launcher) Children() int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return len(l.children)
+}
+
+// Launch says how the child of a Program is made.
+type Launch struct {
+	Program    *Program
+	Namespaces uint64 // CLONE_NEW* flags the child is born with
+	Cgroup     int    // cgroup directory fd the child is born into (CLONE_INTO_CGROUP, Linux 5.7), or -1
+	PIDNS      int    // pidfd or namespace fd whose pid namespace the child is born into, or -1
+}
+
+// Start makes the child and lets it run up to its first gate or to its end.
+// On success the Child owns the Program.
+func (l *Launcher) Start(x Launch) (*Child, error) {
+	p := x.Program
+	if p.err != nil {
+		return nil, p.err
+	}
+	sv, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("status socket of a launch: %w", err)
+	}
+	defer unix.Close(sv[1])
+	if err := unix.SetNonblock(sv[0], true); err != nil {
+		unix.Close(sv[0])
+		return nil, fmt.Errorf("status socket of a launch: %w", err)
+	}
+	status := os.NewFile(uintptr(sv[0]), "launch status")
+	p.mem.setReg(regStatus, uint64(sv[1]))
+	n, err := p.closeOthers(sv[1])
+	if err != nil {
+		status.Close()
+		return nil, err
+	}
+	flags := x.Namespaces | unix.CLONE_PIDFD | unix.CLONE_CLEAR_SIGHAND
+	if x.Cgroup >= 0 {
+		flags |= unix.CLONE_INTO_CGROUP
+	}
+	f := p.mem.prepare(flags, x.Cgroup, x.PIDNS, l.self, n, p.n)
+	proc, err := l.clone(f)
+	if err != nil {
+		status.Close()
+		return nil, err
+	}
+	return &Child{Process: proc, status: status, program: p}, nil
+}
+
+// clone runs the frame and registers the child before anybody can look for
+// orphans.
+func (l *Launcher) clone(f *frame) (*Process, error) {
+	l.fork.RLock()
+	for l.heap.grown() {
+		l.fork.RUnlock()
+		l.fork.Lock()
+		err := l.heap.exclude()
+		l.fork.Unlock()
+		if err != nil {
+			return nil, err
+		}
+		l.fork.RLock()
+	}
+	defer l.fork.RUnlock()
+	pid := cloneAndRun(f)
+	if pid < 0 {
+		return nil, cloneError(f, unix.Errno(-pid))
+	}
+	return l.newProcess(int(pid), int(f.pidfd))
+}
+
+func cloneError(f *frame, e unix.Errno) error {
+	switch {
+	case e == unix.EOPNOTSUPP && f.clone.flags&unix.CLONE_INTO_CGROUP != 0:
+		return fmt.Errorf("clone3 into cgroup: the cgroup is threaded or in a domain-invalid state: %w", e)
+	case e == unix.EBUSY && f.clone.flags&unix.CLONE_INTO_CGROUP != 0:
+		return fmt.Errorf("clone3 into cgroup: the cgroup has controllers enabled for children (no internal processes): %w", e)
+	case e == unix.EAGAIN:
+		return fmt.Errorf("clone3: pids limit of the cgroup or of the system reached: %w", e)
+	case e == unix.ENOSPC:
+		return fmt.Errorf("clone3: too many namespaces (see /proc/sys/user/max_*_namespaces): %w", e)
+	}
+	return fmt.Errorf("clone3 (%s): %w", decodeFlags(f.clone.flags, cloneFlags), e)
+}
+
+// closeOthers writes the prologue: the child closes every fd but the inputs and
+// the status socket before it does anything else, so that nothing of the daemon
+// is open when it enters a container's namespaces. Returns the prologue's length.
+func (p *Program) closeOthers(status int) (int, error) {
+	keep := []int{status}
+	for _, r := range p.inputs {
+		fd := p.mem.reg(r)
+		if fd >= 1<<31 {
+			return 0, fmt.Errorf("launch program: input %s is not bound", p.names[r])
+		}
+		keep = append(keep, int(fd))
+	}
+	slices.SortFunc(keep, cmp.Compare[int])
+	if len(keep)+1 > maxPrologue {
+		return 0, sys.Invalidf("launch program: more than %d inputs", maxPrologue-2)
+	}
+	n, from := 0, 0
+	for _, fd := range keep {
+		if fd > from {
+			*p.mem.prologue(n) = insn{nr: unix.SYS_CLOSE_RANGE, args: [6]uint64{uint64(from), uint64(fd - 1)}}
+			n++
+		}
+		from = fd + 1
+	}
+	*p.mem.prologue(n) = insn{nr: unix.SYS_CLOSE_RANGE, args: [6]uint64{uint64(from), 1<<32 - 1}}
+	return n + 1, nil
+}
