@@ -23,7 +23,7 @@ func (p *Program) String() string {
 			fmt.Fprintf(&b, "# %s\n", p.steps[step])
 		}
 		fmt.Fprintf(&b, "%s%s\n", strings.Repeat("  ", len(ends)), p.decode(in))
-		if skip := int(max(in.okSkip, in.errSkip)); skip > 0 {
+		if skip := int(max(in.okSkip, in.errSkip)); skip > 0 && p.decode(in) != fmt.Sprintf("skip %d", skip) {
 			ends = append(ends, i+1+skip)
 		}
 	}
@@ -83,6 +83,9 @@ func (p *Program) decodePseudo(in *insn) string {
 	case opFail:
 		return "fail with " + unix.ErrnoName(unix.Errno(in.args[0]))
 	case opSkipNZ:
+		if in.flags&1 == 0 {
+			return fmt.Sprintf("skip %d", in.okSkip)
+		}
 		return fmt.Sprintf("if %s == 0:", arg(0))
 	case opSkipNotEq:
 		return fmt.Sprintf("if *%s == *%s:", arg(0), arg(1))

@@ -41,8 +41,8 @@ var Nil = Arg{}
 // Arg makes the register an argument.
 func (r Reg) Arg() Arg { return Arg{v: uint64(r), reg: true} }
 
-// plus moves an address n bytes further.
-func (a Arg) plus(n int) Arg { return Arg{v: a.v + uint64(n)} }
+// Plus moves an address n bytes further.
+func (a Arg) Plus(n int) Arg { return Arg{v: a.v + uint64(n)} }
 
 // insn is the form the interpreter reads. Its layout is known to launch_*.s.
 type insn struct {
@@ -75,6 +75,7 @@ type Program struct {
 	mem    arena
 	n      int      // instructions so far
 	steps  []string // texts for errors, see Step
+	step   uint16   // the one in force
 	stepOf []uint16 // instruction -> index into steps
 	inputs []Reg
 	names  [numRegs]string
@@ -125,6 +126,7 @@ func (p *Program) Step(format string, args ...any) {
 		format = fmt.Sprintf(format, args...)
 	}
 	p.steps = append(p.steps, format)
+	p.step = uint16(len(p.steps) - 1)
 }
 
 // NewReg hands out a free register. The name is what String prints.
@@ -139,19 +141,22 @@ func (p *Program) NewReg(name string) Reg {
 	return r
 }
 
+// SetReg gives a register its value at the start of the program; 0 otherwise.
+func (p *Program) SetReg(r Reg, v uint64) { p.mem.setReg(r, v) }
+
 // Input declares a register that holds one of the parent's file descriptors.
 // The fd stays open in the child until execve; all others are closed first.
 // Bind says which fd it is.
 func (p *Program) Input(name string) Reg {
 	r := p.NewReg(name)
 	p.inputs = append(p.inputs, r)
-	p.mem.setReg(r, math.MaxUint64)
+	p.SetReg(r, math.MaxUint64)
 	return r
 }
 
 // Bind sets the fd of an input. The fd stays the caller's, who keeps it open
 // until Start has returned.
-func (p *Program) Bind(r Reg, fd int) { p.mem.setReg(r, uint64(fd)) }
+func (p *Program) Bind(r Reg, fd int) { p.SetReg(r, uint64(fd)) }
 
 // Insn refers to an instruction just added, to say more about it.
 type Insn struct {
@@ -178,7 +183,7 @@ func (p *Program) add(nr uint32, args []Arg) Insn {
 			in.flags |= 1 << i
 		}
 	}
-	p.stepOf = append(p.stepOf, uint16(len(p.steps)-1))
+	p.stepOf = append(p.stepOf, p.step)
 	p.n++
 	return Insn{p, p.n - 1}
 }
@@ -222,7 +227,7 @@ func (p *Program) IfOK(in Insn, block func()) { in.get().errSkip = p.block(block
 // IfNonZero runs the block only when the register is not 0.
 func (p *Program) IfNonZero(r Reg, block func()) {
 	p.add(pseudo|opSkipNZ, []Arg{r.Arg()}).get().okSkip = 1 // over the jump
-	jump := p.add(pseudo|opSkipNZ, []Arg{Int(1)})
+	jump := p.jump()
 	jump.get().okSkip = p.block(block)
 }
 
@@ -236,6 +241,17 @@ func (p *Program) block(emit func()) uint16 {
 	return uint16(p.n - start)
 }
 
+// IfElse runs one block or the other, as the instruction succeeded or failed
+// with an ignored errno.
+func (p *Program) IfElse(in Insn, ok, failed func()) {
+	var jump Insn
+	in.get().errSkip = p.block(func() {
+		ok()
+		jump = p.jump()
+	})
+	jump.get().okSkip = p.block(failed)
+}
+
 // FailIfEqual ends the launch with errno and the text when the 64-bit words at
 // a and b are equal, for all pairs given. It is how the child checks what it
 // sees (is this mount point the root? is the cwd inside?) without a round trip.
@@ -247,18 +263,24 @@ func (p *Program) FailIfEqual(errno unix.Errno, text string, pairs ...[2]Arg) {
 	p.FailWith(errno, text)
 }
 
-// mustEqual ends the launch with errno and the text unless *a == *b.
-func (p *Program) mustEqual(errno unix.Errno, text string, a, b Arg) {
+// FailUnlessEqual ends the launch with errno and the text unless the 64-bit
+// words at a and b are equal.
+func (p *Program) FailUnlessEqual(errno unix.Errno, text string, a, b Arg) {
 	p.add(pseudo|opSkipNotEq, []Arg{a, b}).get().okSkip = 1 // over the jump
-	p.add(pseudo|opSkipNZ, []Arg{Int(1)}).get().okSkip = 1
+	p.jump().get().okSkip = 1
 	p.FailWith(errno, text)
 }
 
 // FailWith ends the launch here with an error that reads as text.
 func (p *Program) FailWith(errno unix.Errno, text string) {
+	step := p.step
 	p.Step("%s", text)
 	p.add(pseudo|opFail, []Arg{Int(int(errno))})
+	p.step = step
 }
+
+// jump skips okSkip instructions, always.
+func (p *Program) jump() Insn { return p.add(pseudo|opSkipNZ, []Arg{Int(1)}) }
 
 // Poke stores the value (a register, as a rule) at an address, for structs that
 // carry an fd.
@@ -270,8 +292,8 @@ func (p *Program) Poke(addr, value Arg) { p.add(pseudo|opPoke, []Arg{addr, value
 func (p *Program) Gate(name string) {
 	p.Step("wait at gate %s", name)
 	regs := Arg{v: p.mem.addr(0)}
-	p.Poke(regs.plus(8*int(regPC)), Int(p.n))
-	p.Poke(regs.plus(8*int(regErrno)), Int(0))
+	p.Poke(regs.Plus(8*int(regPC)), Int(p.n))
+	p.Poke(regs.Plus(8*int(regErrno)), Int(0))
 	p.Call(unix.SYS_WRITE, regStatus.Arg(), regs, Int(8*numRegs))
 	p.Call(unix.SYS_READ, regStatus.Arg(), p.Buffer(8), Int(8)).Store(regGate)
 	p.add(pseudo|opSkipNZ, []Arg{regGate.Arg()}).get().okSkip = 1
@@ -282,7 +304,7 @@ func (p *Program) Gate(name string) {
 // inside s is refused: the kernel would silently see less than was checked.
 func (p *Program) Str(s string) Arg {
 	if strings.IndexByte(s, 0) >= 0 {
-		p.Fail(sys.Invalidf("%s: string %q contains a NUL byte", p.steps[len(p.steps)-1], s))
+		p.Fail(sys.Invalidf("%s: string %q contains a NUL byte", p.steps[p.step], s))
 		return Nil
 	}
 	a, b := p.alloc(len(s) + 1)
@@ -334,7 +356,7 @@ func (p *Program) alloc(n int) (Arg, []byte) {
 	}
 	addr, b := p.mem.alloc(n)
 	if b == nil {
-		p.Fail(sys.Invalidf("%s: launch program larger than %d bytes", p.steps[len(p.steps)-1], dataSize))
+		p.Fail(sys.Invalidf("%s: launch program larger than %d bytes", p.steps[p.step], dataSize))
 	}
 	return Arg{v: addr}, b
 }

@@ -29,6 +29,7 @@ var signatures = [...]syscallSig{
 	{unix.SYS_FCHMODAT, "fchmodat", "fso"},
 	{unix.SYS_FCHOWN, "fchown", "fdd"},
 	{unix.SYS_FCHOWNAT, "fchownat", "fsddA"},
+	{unix.SYS_FCNTL, "fcntl", "fdd"},
 	{unix.SYS_FSCONFIG, "fsconfig", "fCssd"},
 	{unix.SYS_FSMOUNT, "fsmount", "fdM"},
 	{unix.SYS_FSOPEN, "fsopen", "sd"},

@@ -1,0 +1,74 @@
+package rootfs
+
+import (
+	"golang.org/x/sys/unix"
+
+	"vminit/nsexec"
+)
+
+const pathResolve = unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS
+
+// readonlyPath binds a path over itself, read-only with all that is below.
+func (c *compiler) readonlyPath(name string) {
+	p := c.p
+	p.Step("make %s read-only", name)
+	if inside(name) == "" {
+		return
+	}
+	found := p.Call(unix.SYS_OPENAT2, c.root.Arg(), p.Str(inside(name)), c.how(unix.O_PATH, pathResolve), nsexec.Int(24)).Store(c.dest).Ignore(unix.ENOENT, unix.ENOTDIR)
+	p.IfOK(found, func() {
+		p.Call(unix.SYS_OPEN_TREE, c.dest.Arg(), p.Str(""), nsexec.Int(unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_EMPTY_PATH|unix.AT_RECURSIVE)).Store(c.tree)
+		c.setattr(unix.MOUNT_ATTR_RDONLY, 0, unix.AT_RECURSIVE)
+		c.moveMount()
+		c.close(c.tree)
+		c.close(c.dest)
+	})
+}
+
+// maskedPaths hides directories behind an empty read-only tmpfs (one for all)
+// and files behind the guest's own /dev/null, never the container's
+// (CVE-2025-31133).
+func (c *compiler) maskedPaths(names []string) {
+	p := c.p
+	p.SetReg(c.mask, ^uint64(0))
+	for _, name := range names {
+		if inside(name) == "" {
+			continue
+		}
+		p.Step("mask %s", name)
+		rel := p.Str(inside(name))
+		open := func(flags uint64) nsexec.Insn {
+			return p.Call(unix.SYS_OPENAT2, c.root.Arg(), rel, c.how(unix.O_PATH|flags, pathResolve), nsexec.Int(24)).Store(c.dest).Ignore(unix.ENOENT, unix.ENOTDIR)
+		}
+		p.IfElse(open(unix.O_DIRECTORY), c.maskDir, func() {
+			p.IfOK(open(0), c.maskFile)
+		})
+	}
+}
+
+func (c *compiler) maskFile() {
+	p := c.p
+	p.Call(unix.SYS_OPEN_TREE, nsexec.Int(unix.AT_FDCWD), p.Str("/dev/null"), nsexec.Int(unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)).Store(c.tree)
+	c.moveMount()
+	c.close(c.tree)
+	c.close(c.dest)
+}
+
+// maskDir clones the first mask, which must be attached to be cloned, or makes it.
+func (c *compiler) maskDir() {
+	p := c.p
+	clone := p.Call(unix.SYS_OPEN_TREE, c.mask.Arg(), p.Str(""), nsexec.Int(unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_EMPTY_PATH)).Store(c.tree).Ignore(unix.EBADF)
+	p.IfError(clone, func() {
+		p.Call(unix.SYS_FSOPEN, p.Str("tmpfs"), nsexec.Int(unix.FSOPEN_CLOEXEC)).Store(c.fs)
+		c.fsconfig(unix.FSCONFIG_SET_FLAG, "ro", "")
+		c.fsconfig(unix.FSCONFIG_SET_STRING, "nr_blocks", "1")
+		c.fsconfig(unix.FSCONFIG_SET_STRING, "nr_inodes", "1")
+		p.Call(unix.SYS_FSCONFIG, c.fs.Arg(), nsexec.Int(unix.FSCONFIG_CMD_CREATE), nsexec.Nil, nsexec.Nil, nsexec.Int(0))
+		p.Call(unix.SYS_FSMOUNT, c.fs.Arg(), nsexec.Int(unix.FSMOUNT_CLOEXEC), nsexec.Int(unix.MOUNT_ATTR_RDONLY)).Store(c.tree)
+		c.close(c.fs)
+		p.Call(unix.SYS_FCNTL, c.tree.Arg(), nsexec.Int(unix.F_DUPFD_CLOEXEC), nsexec.Int(0)).Store(c.mask)
+	})
+	c.moveMount()
+	c.close(c.tree)
+	c.close(c.dest)
+}

@@ -1,0 +1,100 @@
+package rootfs
+
+import (
+	"slices"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"vminit/internal/sys"
+)
+
+// mountOptions are the options of one mount of the spec, sorted by what the
+// kernel wants to be told how (runtime-spec config.md, "Linux mount options").
+type mountOptions struct {
+	set, clr    uint64 // MOUNT_ATTR_* of the mount itself
+	rset, rclr  uint64 // the same for all mounts below it (rro, rnosuid, ...)
+	propagation []uint64
+	bind, rec   bool
+	remount     bool
+	tmpcopyup   bool
+	idmap       bool
+	super       []string // flags of the superblock (ro, sync, ...)
+	data        []string // what only the file system understands
+}
+
+type attrOption struct{ set, clr uint64 }
+
+// attrOptions change one mount; with an "r" in front, all below it too.
+var attrOptions = map[string]attrOption{
+	"ro": {unix.MOUNT_ATTR_RDONLY, 0}, "rw": {0, unix.MOUNT_ATTR_RDONLY},
+	"nosuid": {unix.MOUNT_ATTR_NOSUID, 0}, "suid": {0, unix.MOUNT_ATTR_NOSUID},
+	"nodev": {unix.MOUNT_ATTR_NODEV, 0}, "dev": {0, unix.MOUNT_ATTR_NODEV},
+	"noexec": {unix.MOUNT_ATTR_NOEXEC, 0}, "exec": {0, unix.MOUNT_ATTR_NOEXEC},
+	"nodiratime": {unix.MOUNT_ATTR_NODIRATIME, 0}, "diratime": {0, unix.MOUNT_ATTR_NODIRATIME},
+	"nosymfollow": {unix.MOUNT_ATTR_NOSYMFOLLOW, 0}, "symfollow": {0, unix.MOUNT_ATTR_NOSYMFOLLOW},
+	"relatime": {unix.MOUNT_ATTR_RELATIME, unix.MOUNT_ATTR__ATIME}, "norelatime": {unix.MOUNT_ATTR_STRICTATIME, unix.MOUNT_ATTR__ATIME},
+	"strictatime": {unix.MOUNT_ATTR_STRICTATIME, unix.MOUNT_ATTR__ATIME}, "nostrictatime": {unix.MOUNT_ATTR_RELATIME, unix.MOUNT_ATTR__ATIME},
+	"noatime": {unix.MOUNT_ATTR_NOATIME, unix.MOUNT_ATTR__ATIME}, "atime": {unix.MOUNT_ATTR_RELATIME, unix.MOUNT_ATTR__ATIME},
+}
+
+var propagationOptions = map[string]uint64{
+	"private": unix.MS_PRIVATE, "slave": unix.MS_SLAVE, "shared": unix.MS_SHARED, "unbindable": unix.MS_UNBINDABLE,
+	"rprivate": unix.MS_PRIVATE | unix.MS_REC, "rslave": unix.MS_SLAVE | unix.MS_REC, "rshared": unix.MS_SHARED | unix.MS_REC, "runbindable": unix.MS_UNBINDABLE | unix.MS_REC,
+}
+
+// superOptions are flags every superblock knows (fs/fs_context.c).
+var superOptions = []string{"sync", "async", "dirsync", "lazytime", "nolazytime", "mand", "nomand"}
+
+// ignoredOptions say nothing to a kernel of today.
+var ignoredOptions = []string{"defaults", "silent", "loud", "iversion", "noiversion", "auto", "noauto", "nofail", "user", "nouser"}
+
+func parseOptions(options []string) (mountOptions, error) {
+	var o mountOptions
+	for _, opt := range options {
+		if a, ok := attrOptions[opt]; ok {
+			o.set, o.clr = o.set&^a.clr|a.set, o.clr&^a.set|a.clr
+			if opt == "ro" || opt == "rw" {
+				o.super = append(slices.DeleteFunc(o.super, func(s string) bool { return s == "ro" || s == "rw" }), opt)
+			}
+			continue
+		}
+		if a, ok := attrOptions[strings.TrimPrefix(opt, "r")]; ok && opt[0] == 'r' {
+			o.rset, o.rclr = o.rset&^a.clr|a.set, o.rclr&^a.set|a.clr
+			continue
+		}
+		if f, ok := propagationOptions[opt]; ok {
+			o.propagation = append(o.propagation, f)
+			continue
+		}
+		switch {
+		case opt == "bind":
+			o.bind = true
+		case opt == "rbind":
+			o.bind, o.rec = true, true
+		case opt == "remount":
+			o.remount = true
+		case opt == "tmpcopyup":
+			o.tmpcopyup = true
+		case opt == "idmap" || opt == "ridmap":
+			o.idmap = true
+		case slices.Contains(superOptions, opt):
+			o.super = append(o.super, opt)
+		case slices.Contains(ignoredOptions, opt):
+		case opt == "" || strings.ContainsAny(opt, "\x00\n"):
+			return o, sys.Invalidf("option %q", opt)
+		default:
+			o.data = append(o.data, opt)
+		}
+	}
+	return o, nil
+}
+
+// contradict finds atime flags that the kernel would refuse together when
+// setting and clearing in one call: clearing the atime field is always whole.
+func attrWords(set, clr uint64) (uint64, uint64) {
+	if set&unix.MOUNT_ATTR__ATIME != 0 {
+		clr |= unix.MOUNT_ATTR__ATIME
+	}
+	return set, clr
+}
