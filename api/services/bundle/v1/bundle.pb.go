@@ -23,11 +23,12 @@ const (
 
 type CreateRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Name of the bundle: ASCII letters and digits, single `-`, `_` and `.`
-	// between them, at most 76 bytes.
+	// Name of the bundle, as a rule the container's. It must be simple: not
+	// empty, `.` or `..`, at most 255 bytes, without `/`, `\` or control
+	// characters.
 	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
-	// Contents by file name, `config.json` among them as a rule. Names are
-	// simple: not empty, `.`, `..` or `rootfs`, without `/`, `\` or NUL.
+	// Contents by file name, `config.json` among them as a rule. The names are
+	// simple too, and neither `rootfs` nor `mounts`, which the daemon makes.
 	Files         map[string][]byte `protobuf:"bytes,2,rep,name=files,proto3" json:"files,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

@@ -7,6 +7,7 @@
 package guest
 
 import (
+	types "github.com/containerd/containerd/api/types"
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
 	durationpb "google.golang.org/protobuf/types/known/durationpb"
@@ -1163,7 +1164,7 @@ var File_services_guest_v1_guest_proto protoreflect.FileDescriptor
 
 const file_services_guest_v1_guest_proto_rawDesc = "" +
 	"\n" +
-	"\x1dservices/guest/v1/guest.proto\x12\x18vminit.services.guest.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1bgoogle/protobuf/empty.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"@\n" +
+	"\x1dservices/guest/v1/guest.proto\x12\x18vminit.services.guest.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1bgoogle/protobuf/empty.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x11types/event.proto\"@\n" +
 	"\x0eSetTimeRequest\x12.\n" +
 	"\x04time\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\"*\n" +
 	"\x0fSetTimeResponse\x12\x17\n" +
@@ -1238,7 +1239,7 @@ const file_services_guest_v1_guest_proto_rawDesc = "" +
 	"\x03rss\x18\x01 \x01(\x04R\x03rss\x12\x19\n" +
 	"\brss_anon\x18\x02 \x01(\x04R\arssAnon\x12\x12\n" +
 	"\x04heap\x18\x03 \x01(\x04R\x04heap\x12\x18\n" +
-	"\aruntime\x18\x04 \x01(\x04R\aruntime2\x8f\x06\n" +
+	"\aruntime\x18\x04 \x01(\x04R\aruntime2\xcf\x06\n" +
 	"\x05Guest\x12^\n" +
 	"\aSetTime\x12(.vminit.services.guest.v1.SetTimeRequest\x1a).vminit.services.guest.v1.SetTimeResponse\x12E\n" +
 	"\x04Sync\x12%.vminit.services.guest.v1.SyncRequest\x1a\x16.google.protobuf.Empty\x12M\n" +
@@ -1246,7 +1247,8 @@ const file_services_guest_v1_guest_proto_rawDesc = "" +
 	"\x06ThawFS\x12'.vminit.services.guest.v1.ThawFSRequest\x1a\x16.google.protobuf.Empty\x12[\n" +
 	"\x06TrimFS\x12'.vminit.services.guest.v1.TrimFSRequest\x1a(.vminit.services.guest.v1.TrimFSResponse\x12d\n" +
 	"\tKernelLog\x12*.vminit.services.guest.v1.KernelLogRequest\x1a).vminit.services.guest.v1.KernelLogRecord0\x01\x12N\n" +
-	"\bTimeline\x12\x16.google.protobuf.Empty\x1a*.vminit.services.guest.v1.TimelineResponse\x12L\n" +
+	"\bTimeline\x12\x16.google.protobuf.Empty\x1a*.vminit.services.guest.v1.TimelineResponse\x12>\n" +
+	"\x06Events\x12\x16.google.protobuf.Empty\x1a\x1a.containerd.types.Envelope0\x01\x12L\n" +
 	"\aMetrics\x12\x16.google.protobuf.Empty\x1a).vminit.services.guest.v1.MetricsResponse\x12d\n" +
 	"\tDebugInfo\x12*.vminit.services.guest.v1.DebugInfoRequest\x1a+.vminit.services.guest.v1.DebugInfoResponseB$Z\"vminit/api/services/guest/v1;guestb\x06proto3"
 
@@ -1287,6 +1289,7 @@ var file_services_guest_v1_guest_proto_goTypes = []any{
 	(*timestamppb.Timestamp)(nil), // 20: google.protobuf.Timestamp
 	(*durationpb.Duration)(nil),   // 21: google.protobuf.Duration
 	(*emptypb.Empty)(nil),         // 22: google.protobuf.Empty
+	(*types.Envelope)(nil),        // 23: containerd.types.Envelope
 }
 var file_services_guest_v1_guest_proto_depIdxs = []int32{
 	20, // 0: vminit.services.guest.v1.SetTimeRequest.time:type_name -> google.protobuf.Timestamp
@@ -1306,19 +1309,21 @@ var file_services_guest_v1_guest_proto_depIdxs = []int32{
 	5,  // 14: vminit.services.guest.v1.Guest.TrimFS:input_type -> vminit.services.guest.v1.TrimFSRequest
 	7,  // 15: vminit.services.guest.v1.Guest.KernelLog:input_type -> vminit.services.guest.v1.KernelLogRequest
 	22, // 16: vminit.services.guest.v1.Guest.Timeline:input_type -> google.protobuf.Empty
-	22, // 17: vminit.services.guest.v1.Guest.Metrics:input_type -> google.protobuf.Empty
-	12, // 18: vminit.services.guest.v1.Guest.DebugInfo:input_type -> vminit.services.guest.v1.DebugInfoRequest
-	1,  // 19: vminit.services.guest.v1.Guest.SetTime:output_type -> vminit.services.guest.v1.SetTimeResponse
-	22, // 20: vminit.services.guest.v1.Guest.Sync:output_type -> google.protobuf.Empty
-	22, // 21: vminit.services.guest.v1.Guest.FreezeFS:output_type -> google.protobuf.Empty
-	22, // 22: vminit.services.guest.v1.Guest.ThawFS:output_type -> google.protobuf.Empty
-	6,  // 23: vminit.services.guest.v1.Guest.TrimFS:output_type -> vminit.services.guest.v1.TrimFSResponse
-	8,  // 24: vminit.services.guest.v1.Guest.KernelLog:output_type -> vminit.services.guest.v1.KernelLogRecord
-	9,  // 25: vminit.services.guest.v1.Guest.Timeline:output_type -> vminit.services.guest.v1.TimelineResponse
-	11, // 26: vminit.services.guest.v1.Guest.Metrics:output_type -> vminit.services.guest.v1.MetricsResponse
-	13, // 27: vminit.services.guest.v1.Guest.DebugInfo:output_type -> vminit.services.guest.v1.DebugInfoResponse
-	19, // [19:28] is the sub-list for method output_type
-	10, // [10:19] is the sub-list for method input_type
+	22, // 17: vminit.services.guest.v1.Guest.Events:input_type -> google.protobuf.Empty
+	22, // 18: vminit.services.guest.v1.Guest.Metrics:input_type -> google.protobuf.Empty
+	12, // 19: vminit.services.guest.v1.Guest.DebugInfo:input_type -> vminit.services.guest.v1.DebugInfoRequest
+	1,  // 20: vminit.services.guest.v1.Guest.SetTime:output_type -> vminit.services.guest.v1.SetTimeResponse
+	22, // 21: vminit.services.guest.v1.Guest.Sync:output_type -> google.protobuf.Empty
+	22, // 22: vminit.services.guest.v1.Guest.FreezeFS:output_type -> google.protobuf.Empty
+	22, // 23: vminit.services.guest.v1.Guest.ThawFS:output_type -> google.protobuf.Empty
+	6,  // 24: vminit.services.guest.v1.Guest.TrimFS:output_type -> vminit.services.guest.v1.TrimFSResponse
+	8,  // 25: vminit.services.guest.v1.Guest.KernelLog:output_type -> vminit.services.guest.v1.KernelLogRecord
+	9,  // 26: vminit.services.guest.v1.Guest.Timeline:output_type -> vminit.services.guest.v1.TimelineResponse
+	23, // 27: vminit.services.guest.v1.Guest.Events:output_type -> containerd.types.Envelope
+	11, // 28: vminit.services.guest.v1.Guest.Metrics:output_type -> vminit.services.guest.v1.MetricsResponse
+	13, // 29: vminit.services.guest.v1.Guest.DebugInfo:output_type -> vminit.services.guest.v1.DebugInfoResponse
+	20, // [20:30] is the sub-list for method output_type
+	10, // [10:20] is the sub-list for method input_type
 	10, // [10:10] is the sub-list for extension type_name
 	10, // [10:10] is the sub-list for extension extendee
 	0,  // [0:10] is the sub-list for field type_name

@@ -4,6 +4,7 @@ package guest
 
 import (
 	context "context"
+	types "github.com/containerd/containerd/api/types"
 	ttrpc "github.com/containerd/ttrpc"
 	emptypb "google.golang.org/protobuf/types/known/emptypb"
 )
@@ -16,6 +17,7 @@ type TTRPCGuestService interface {
 	TrimFS(context.Context, *TrimFSRequest) (*TrimFSResponse, error)
 	KernelLog(context.Context, *KernelLogRequest, TTRPCGuest_KernelLogServer) error
 	Timeline(context.Context, *emptypb.Empty) (*TimelineResponse, error)
+	Events(context.Context, *emptypb.Empty, TTRPCGuest_EventsServer) error
 	Metrics(context.Context, *emptypb.Empty) (*MetricsResponse, error)
 	DebugInfo(context.Context, *DebugInfoRequest) (*DebugInfoResponse, error)
 }
@@ -30,6 +32,19 @@ type ttrpcguestKernelLogServer struct {
 }
 
 func (x *ttrpcguestKernelLogServer) Send(m *KernelLogRecord) error {
+	return x.StreamServer.SendMsg(m)
+}
+
+type TTRPCGuest_EventsServer interface {
+	Send(*types.Envelope) error
+	ttrpc.StreamServer
+}
+
+type ttrpcguestEventsServer struct {
+	ttrpc.StreamServer
+}
+
+func (x *ttrpcguestEventsServer) Send(m *types.Envelope) error {
 	return x.StreamServer.SendMsg(m)
 }
 
@@ -105,6 +120,17 @@ func RegisterTTRPCGuestService(srv *ttrpc.Server, svc TTRPCGuestService) {
 				StreamingClient: false,
 				StreamingServer: true,
 			},
+			"Events": {
+				Handler: func(ctx context.Context, stream ttrpc.StreamServer) (interface{}, error) {
+					m := new(emptypb.Empty)
+					if err := stream.RecvMsg(m); err != nil {
+						return nil, err
+					}
+					return nil, svc.Events(ctx, m, &ttrpcguestEventsServer{stream})
+				},
+				StreamingClient: false,
+				StreamingServer: true,
+			},
 		},
 	})
 }
@@ -117,6 +143,7 @@ type TTRPCGuestClient interface {
 	TrimFS(context.Context, *TrimFSRequest) (*TrimFSResponse, error)
 	KernelLog(context.Context, *KernelLogRequest) (TTRPCGuest_KernelLogClient, error)
 	Timeline(context.Context, *emptypb.Empty) (*TimelineResponse, error)
+	Events(context.Context, *emptypb.Empty) (TTRPCGuest_EventsClient, error)
 	Metrics(context.Context, *emptypb.Empty) (*MetricsResponse, error)
 	DebugInfo(context.Context, *DebugInfoRequest) (*DebugInfoResponse, error)
 }
@@ -206,6 +233,35 @@ func (c *ttrpcguestClient) Timeline(ctx context.Context, req *emptypb.Empty) (*T
 		return nil, err
 	}
 	return &resp, nil
+}
+
+func (c *ttrpcguestClient) Events(ctx context.Context, req *emptypb.Empty) (TTRPCGuest_EventsClient, error) {
+	stream, err := c.client.NewStream(ctx, &ttrpc.StreamDesc{
+		StreamingClient: false,
+		StreamingServer: true,
+	}, "vminit.services.guest.v1.Guest", "Events", req)
+	if err != nil {
+		return nil, err
+	}
+	x := &ttrpcguestEventsClient{stream}
+	return x, nil
+}
+
+type TTRPCGuest_EventsClient interface {
+	Recv() (*types.Envelope, error)
+	ttrpc.ClientStream
+}
+
+type ttrpcguestEventsClient struct {
+	ttrpc.ClientStream
+}
+
+func (x *ttrpcguestEventsClient) Recv() (*types.Envelope, error) {
+	m := new(types.Envelope)
+	if err := x.ClientStream.RecvMsg(m); err != nil {
+		return nil, err
+	}
+	return m, nil
 }
 
 func (c *ttrpcguestClient) Metrics(ctx context.Context, req *emptypb.Empty) (*MetricsResponse, error) {
