@@ -52,7 +52,7 @@ func (c *Cgroup) wrap(op string, err error) error {
 		return nil
 	}
 	err = fmt.Errorf("%s cgroup %s: %w", op, c.path, err)
-	if errors.Is(err, unix.ENODEV) {
+	if errors.Is(err, unix.ENODEV) && !errors.Is(err, sys.ErrInvalid) {
 		err = sys.Mark(sys.ErrNotFound, err)
 	}
 	return err

@@ -35,12 +35,18 @@ func openAt(dirfd int, name string, flags int) (int, error) {
 // readAt returns the contents of the file name below dirfd. Errors are bare
 // errnos: the caller knows which cgroup it was.
 func readAt(dirfd int, name string) ([]byte, error) {
+	return readInto(dirfd, name, make([]byte, 0, 2048))
+}
+
+// readInto is readAt with a buffer to use: the result is in buf's memory if
+// that is large enough. buf must have a capacity.
+func readInto(dirfd int, name string, buf []byte) ([]byte, error) {
+	buf = buf[:0]
 	fd, err := openAt(dirfd, name, unix.O_RDONLY)
 	if err != nil {
 		return nil, err
 	}
 	defer unix.Close(fd)
-	buf := make([]byte, 0, 2048)
 	for {
 		if len(buf) == cap(buf) {
 			buf = append(buf, 0)[:len(buf)]
