@@ -1,0 +1,111 @@
+package initramfs
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
+
+	"vminit/internal/sys"
+)
+
+// FindKernel finds an installed kernel to boot a guest with: its image and its
+// release. Debian's cloud kernels are preferred, they are small and boot
+// fastest; then newer ones. The image and modules.dep must be readable.
+func FindKernel() (image, release string, err error) {
+	return findKernel("/boot", DefaultModulesDir, runtime.GOARCH)
+}
+
+func findKernel(boot, modules, arch string) (image, release string, err error) {
+	var candidates []string // releases
+	images := make(map[string]string)
+	add := func(release, image string) {
+		if _, ok := images[release]; !ok {
+			images[release] = image
+			candidates = append(candidates, release)
+		}
+	}
+	// Glob fails only on a malformed pattern. /boot is where Debian, Ubuntu
+	// and Fedora put images; Fedora and Arch have them beside the modules.
+	inBoot, _ := filepath.Glob(filepath.Join(boot, "vmlinuz-*"))
+	for _, p := range inBoot {
+		add(strings.TrimPrefix(filepath.Base(p), "vmlinuz-"), p)
+	}
+	beside, _ := filepath.Glob(filepath.Join(modules, "*", "vmlinuz"))
+	for _, p := range beside {
+		add(filepath.Base(filepath.Dir(p)), p)
+	}
+
+	cloud := "-cloud-" + arch
+	slices.SortFunc(candidates, func(a, b string) int {
+		ca, cb := strings.HasSuffix(a, cloud), strings.HasSuffix(b, cloud)
+		if ca != cb {
+			if ca {
+				return -1
+			}
+			return 1
+		}
+		return -compareReleases(a, b)
+	})
+	var problems []error
+	for _, rel := range candidates {
+		err := cmp.Or(readable(images[rel]), readable(filepath.Join(modules, rel, "modules.dep")))
+		if err == nil {
+			return images[rel], rel, nil
+		}
+		problems = append(problems, err)
+	}
+	hint := fmt.Sprintf("install one (Debian: apt-get install linux-image%s) or name one with --kernel", cloud)
+	if len(problems) > 0 {
+		return "", "", sys.Mark(sys.ErrNotFound,
+			fmt.Errorf("no usable guest kernel: %s: %w", hint, errors.Join(problems...)))
+	}
+	return "", "", sys.Mark(sys.ErrNotFound, fmt.Errorf("no guest kernel in %s: %s", boot, hint))
+}
+
+// readable tells why the file cannot be read (Ubuntu's images are root's own).
+func readable(p string) error {
+	f, err := os.Open(p)
+	if err != nil {
+		return err
+	}
+	return f.Close()
+}
+
+// compareReleases orders kernel releases: numbers by value, the rest as text.
+func compareReleases(a, b string) int {
+	for a != "" && b != "" {
+		na, ra := leadingNumber(a)
+		nb, rb := leadingNumber(b)
+		if na >= 0 && nb >= 0 {
+			if c := cmp.Compare(na, nb); c != 0 {
+				return c
+			}
+			a, b = ra, rb
+			continue
+		}
+		if c := cmp.Compare(a[0], b[0]); c != 0 {
+			return c
+		}
+		a, b = a[1:], b[1:]
+	}
+	return cmp.Compare(len(a), len(b))
+}
+
+// leadingNumber splits off the number s starts with, -1 if none.
+func leadingNumber(s string) (int, string) {
+	n := 0
+	for n < len(s) && n < 9 && s[n] >= '0' && s[n] <= '9' {
+		n++
+	}
+	v, err := strconv.Atoi(s[:n])
+	if err != nil {
+		return -1, s
+	}
+	return v, s[n:]
+}
