@@ -1,0 +1,123 @@
+package boot
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+
+	"github.com/moby/sys/mountinfo"
+	"golang.org/x/sys/unix"
+)
+
+// MakeRootPivotable gives "/" a parent mount where it has none, and makes every
+// mount below it shared.
+//
+// In an initramfs "/" is the kernel's first mount. It has no parent, so
+// pivot_root(2) refuses to move it (EINVAL) in any mount namespace copied from
+// ours. The cure is a recursive clone of the root mounted over itself; the
+// whole process then moves into the clone. fchdir and chroot act on the
+// fs_struct, which all threads of a Go process share (CLONE_FS).
+//
+// It has to run before anything else is mounted: a mount made earlier would be
+// cloned, and its original would stay below, out of sight, for ever.
+//
+// "/" is made shared, recursively, as it is on a host run by systemd: mounts
+// the daemon makes later become visible in containers that ask for rslave or
+// rshared. Containers make their copy private or slave before anything else, as
+// the runtime specification has them do anyway.
+//
+// Needs Linux 5.12 (mount_setattr(2)); open_tree(2) and move_mount(2) are 5.2.
+func MakeRootPivotable() error {
+	mounts, err := readMountinfo()
+	if err != nil {
+		return err
+	}
+	if rootHasNoParent(mounts) {
+		if err := coverRoot(); err != nil {
+			return err
+		}
+	}
+	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_SHARED, ""); err != nil {
+		return fmt.Errorf("make / shared: %w", err)
+	}
+	return nil
+}
+
+// rootHasNoParent reports whether the mount that is "/" is the root of the
+// mount tree: the kernel then shows it as its own parent (proc(5)). Of several
+// mounts on "/" the last one listed is on top.
+func rootHasNoParent(mounts []*mountinfo.Info) bool {
+	none := false
+	for _, m := range mounts {
+		if m.Mountpoint == "/" {
+			none = m.ID == m.Parent
+		}
+	}
+	return none
+}
+
+// coverRoot mounts a clone of "/" over "/" and moves the process into it. The
+// mount below is made read-only, because whoever reveals it (umount of the
+// cover, with CAP_SYS_ADMIN over this mount namespace) should not be able to
+// change the files the guest was started from.
+func coverRoot() error {
+	below, err := unix.Open("/", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("open /: %w", err)
+	}
+	defer unix.Close(below)
+	clone, err := unix.OpenTree(unix.AT_FDCWD, "/", unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_RECURSIVE)
+	if err != nil {
+		return fmt.Errorf("clone the root mount: %w", err)
+	}
+	defer unix.Close(clone)
+	if err := unix.MoveMount(clone, "", unix.AT_FDCWD, "/", unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
+		return fmt.Errorf("mount the clone over /: %w", err)
+	}
+	if err := unix.Fchdir(clone); err != nil {
+		return fmt.Errorf("fchdir to the new root: %w", err)
+	}
+	if err := unix.Chroot("."); err != nil {
+		return fmt.Errorf("chroot to the new root: %w", err)
+	}
+	attr := &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY}
+	if err := unix.MountSetattr(below, "", unix.AT_EMPTY_PATH, attr); err != nil && !errors.Is(err, unix.EBUSY) {
+		return fmt.Errorf("make the covered root read-only: %w", err)
+	}
+	return nil
+}
+
+// readMountinfo reads /proc/self/mountinfo through a procfs instance that is
+// never attached anywhere, so it works before /proc is mounted and leaves no
+// mount behind. fsopen(2), Linux 5.2.
+func readMountinfo() ([]*mountinfo.Info, error) {
+	fsfd, err := unix.Fsopen("proc", unix.FSOPEN_CLOEXEC)
+	if err != nil {
+		return nil, fmt.Errorf("fsopen proc: %w", err)
+	}
+	defer unix.Close(fsfd)
+	if err := unix.FsconfigCreate(fsfd); err != nil {
+		return nil, fmt.Errorf("fsconfig proc: %w", err)
+	}
+	proc, err := unix.Fsmount(fsfd, unix.FSMOUNT_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("fsmount proc: %w", err)
+	}
+	defer unix.Close(proc)
+	fd, err := unix.Openat(proc, "self/mountinfo", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("open self/mountinfo: %w", err)
+	}
+	f := os.NewFile(uintptr(fd), "mountinfo")
+	defer f.Close()
+	return parseMountinfo(f)
+}
+
+func parseMountinfo(r io.Reader) ([]*mountinfo.Info, error) {
+	mounts, err := mountinfo.GetMountsFromReader(r, nil)
+	if err != nil {
+		return nil, fmt.Errorf("parse mountinfo: %w", err)
+	}
+	return mounts, nil
+}

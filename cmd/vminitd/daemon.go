@@ -1,0 +1,90 @@
+package main
+
+import (
+	"fmt"
+	"log/slog"
+	"os"
+	"runtime/debug"
+	"time"
+
+	"vminit/cmd/vminitd/boot"
+	"vminit/cmd/vminitd/power"
+)
+
+// interfaceTimeout is how long the network waits for an interface that the host
+// promised. Only the first container waits with it.
+const interfaceTimeout = 3 * time.Second
+
+// daemon is what both ways of running share. Its fields are set by newDaemon.
+type daemon struct {
+	opts     options
+	con      *console
+	log      *slog.Logger
+	timeline *boot.Timeline
+	end      *ending
+	settled  chan struct{} // closed when boot is over
+}
+
+// newDaemon reads the arguments and starts the log and the watching of signals.
+func newDaemon(args []string) *daemon {
+	began := boot.Now()
+	opts, warnings := parseFlags(args)
+	con := newConsole(os.Stderr, !opts.Debug)
+	d := &daemon{
+		opts:     opts,
+		con:      con,
+		log:      con.logger(opts.Debug),
+		timeline: new(boot.Timeline),
+		end:      newEnding(),
+		settled:  make(chan struct{}),
+	}
+	watchSignals(d.end, d.log, opts.Debug)
+	d.timeline.Add(boot.Entry{Name: "kernel", End: began})
+	d.log.Info("vminitd starts", "version", version, "pid", os.Getpid(), "at", began)
+	for _, w := range warnings {
+		d.log.Warn("command line: " + w)
+	}
+	return d
+}
+
+func (d *daemon) serviceConfig() serviceConfig {
+	return serviceConfig{
+		Options:  d.opts,
+		Version:  version,
+		Log:      d.log,
+		Timeline: d.timeline,
+		Settled:  d.settled,
+		Shutdown: d.end.request,
+	}
+}
+
+// die says on the console why the guest cannot go on and powers off. It must
+// work when nothing else does, so it neither uses the log nor waits for it for
+// long. In PID 1 it does not return.
+func (d *daemon) die(step string, err error) {
+	message := fmt.Sprintf("\nvminitd: cannot go on: %s: %v\nvminitd: powering off\n", step, err)
+	written := inBackground(func() { fmt.Fprint(os.Stderr, message) })
+	select {
+	case <-written:
+	case <-time.After(2 * time.Second): // a console that stands still
+	}
+	power.End(power.Off)
+}
+
+// powerOffOnPanic is deferred by goroutines that the guest cannot live without:
+// an unrecovered panic would end PID 1 and with it the kernel.
+func (d *daemon) powerOffOnPanic() {
+	if v := recover(); v != nil {
+		d.die("panic", fmt.Errorf("%v\n%s", v, debug.Stack()))
+	}
+}
+
+// inBackground runs fn and returns a channel that is closed when it is done.
+func inBackground(fn func()) <-chan struct{} {
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		fn()
+	}()
+	return done
+}

@@ -1,0 +1,53 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"vminit/cmd/vminitd/boot"
+)
+
+// runOutsideVM serves on a machine that is not ours: no mount, no sysctl, no
+// reboot, only the reaping of orphans (PR_SET_CHILD_SUBREAPER, prctl(2), Linux
+// 3.4). It returns the exit status.
+func (d *daemon) runOutsideVM() int {
+	defer d.flush()
+	r := &boot.Runner{Timeline: d.timeline, Log: d.log}
+	r.Optional("subreaper", becomeSubreaper)
+	if os.Geteuid() == 0 {
+		r.Optional("hide memory", boot.HideMemory)
+	}
+	close(d.settled) // there is no boot to wait for
+	s, err := serve(d.serviceConfig())
+	if err != nil {
+		fmt.Fprintf(os.Stderr, "vminitd: %v\n", err)
+		return 1
+	}
+	req := <-d.end.asked
+	d.log.Info("shutting down", "reason", req.reason)
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	for _, hook := range []func(context.Context) error{s.stop, s.drain} {
+		if err := hook(ctx); err != nil {
+			d.log.Error("shutdown", "err", err)
+		}
+	}
+	return 0
+}
+
+func becomeSubreaper() error {
+	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
+		return fmt.Errorf("prctl PR_SET_CHILD_SUBREAPER: %w", err)
+	}
+	return nil
+}
+
+func (d *daemon) flush() {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	_ = d.con.Flush(ctx)
+}

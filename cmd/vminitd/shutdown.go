@@ -1,0 +1,68 @@
+package main
+
+import (
+	"log/slog"
+	"os"
+	"os/signal"
+	"runtime"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"vminit/cmd/vminitd/power"
+)
+
+// ending is the one place where the end is asked for, by a signal or by a
+// request. The first to ask decides how it ends.
+type ending struct {
+	asked chan endRequest // room for one
+}
+
+type endRequest struct {
+	action power.Action
+	reason string
+}
+
+func newEnding() *ending { return &ending{asked: make(chan endRequest, 1)} }
+
+// request asks for the end and returns at once.
+func (e *ending) request(action power.Action, reason string) {
+	select {
+	case e.asked <- endRequest{action, reason}:
+	default: // the end has been asked for already
+	}
+}
+
+// watchSignals asks for the end when a signal says so, for as long as the
+// process lives.
+//
+// The kernel delivers to PID 1 only signals that it handles, but the Go runtime
+// installs handlers for all, and its default for some is to exit, which in PID 1
+// panics the kernel; a container that shares the guest's pid namespace can send
+// them. They are caught here and dropped. Not ignored: SIG_IGN would be
+// inherited by every workload. SIGQUIT logs the goroutines when debugging.
+func watchSignals(e *ending, log *slog.Logger, debug bool) {
+	signals := make(chan os.Signal, 8)
+	signal.Notify(signals, unix.SIGTERM, unix.SIGINT, unix.SIGPWR, unix.SIGQUIT, unix.SIGHUP, unix.SIGABRT)
+	go func() {
+		for s := range signals {
+			switch s {
+			case unix.SIGTERM, unix.SIGINT, unix.SIGPWR:
+				e.request(power.Off, "signal "+s.String())
+			case unix.SIGQUIT:
+				if debug {
+					logStacks(log)
+				}
+			}
+		}
+	}()
+}
+
+// logStacks logs the stacks of all goroutines, one line each goroutine, so that
+// the bound on the length of a line cuts off few of them.
+func logStacks(log *slog.Logger) {
+	buf := make([]byte, 256<<10)
+	for stack := range strings.SplitSeq(string(buf[:runtime.Stack(buf, true)]), "\n\n") {
+		log.Info("goroutine", "stack", stack)
+	}
+}
