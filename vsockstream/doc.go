@@ -1,0 +1,12 @@
+// Package vsockstream carries bytes between the host and the processes of a
+// guest. It owns four things: listeners that let in nobody but the host, the
+// hub that turns accepted connections into streams named by an id (with both
+// halves of that handshake), dialing the same addresses, and pumps that move
+// bytes between a stream and a pipe, a pseudo terminal or a file.
+//
+// It knows nothing of containers, and it must never read from a peer inside an
+// accept loop, allocate by a length it has not bounded, block a thread for a
+// slow peer, or keep more than one buffer per direction.
+//
+// The contract with the host is design/WIRE.md section 3, "Streams".
+package vsockstream

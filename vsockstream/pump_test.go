@@ -1,0 +1,402 @@
+package vsockstream
+
+import (
+	"errors"
+	"io"
+	"net"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+
+	"vminit/internal/sys"
+)
+
+// eachWay runs fn with splice as chosen, and with copying forced.
+func eachWay(t *testing.T, fn func(t *testing.T, tr transport, adjust func(*Pump))) {
+	eachTransport(t, func(t *testing.T, tr transport) {
+		t.Run("splice", func(t *testing.T) { fn(t, tr, func(p *Pump) { p.m.splicing = canSplice(p.m) }) })
+		t.Run("copy", func(t *testing.T) { fn(t, tr, func(p *Pump) { p.m.splicing = false }) })
+	})
+}
+
+func canSplice(m *mover) bool {
+	return (m.src.kind == kindPipe || m.dst.kind == kindPipe) && !m.dst.append
+}
+
+func startAdjusted(t testing.TB, cfg PumpConfig, adjust func(*Pump)) *Pump {
+	t.Helper()
+	p, err := NewPump(cfg)
+	require.NoError(t, err)
+	adjust(p)
+	t.Cleanup(func() { p.Close() })
+	require.NoError(t, p.Start())
+	return p
+}
+
+// TestPumpOutput: all output arrives, then the half-close; the connection lives
+// on until Close.
+func TestPumpOutput(t *testing.T) {
+	eachWay(t, func(t *testing.T, tr transport, adjust func(*Pump)) {
+		near, far := tr.pair(t)
+		r, w := pipe(t)
+		p := startAdjusted(t, PumpConfig{Dst: near, Src: r}, adjust)
+		got := readAll(far)
+		want := pattern(3<<20 + 17)
+		_, err := w.Write(want)
+		require.NoError(t, err)
+		w.Close()
+		require.Equal(t, want, await(t, got, "output"))
+		await(t, p.Done(), "pump")
+		require.NoError(t, p.Err())
+		require.EqualValues(t, len(want), p.Moved())
+
+		_, err = far.Write([]byte("still open"))
+		require.NoError(t, err, "the connection must stay open until Close")
+		require.NoError(t, p.Close())
+		require.NoError(t, p.Close())
+	})
+}
+
+// TestPumpInput: more than a pipe holds, to a reader that starts late, then
+// half-close is the end of its input.
+func TestPumpInput(t *testing.T) {
+	eachWay(t, func(t *testing.T, tr transport, adjust func(*Pump)) {
+		near, far := tr.pair(t)
+		r, w := pipe(t)
+		p := startAdjusted(t, PumpConfig{Dst: w, Src: near}, adjust)
+		want := pattern(1<<20 + 3)
+		sent := make(chan error, 1)
+		go func() {
+			_, err := far.Write(want)
+			sent <- errors.Join(err, far.CloseWrite())
+		}()
+		time.Sleep(20 * time.Millisecond)
+		require.Equal(t, want, await(t, readAll(r), "input"))
+		require.NoError(t, await(t, sent, "sender"))
+		await(t, p.Done(), "pump")
+		require.NoError(t, p.Err())
+	})
+}
+
+// TestPumpBurstThenDrain: 8 MiB, and the writer's exit at once.
+func TestPumpBurstThenDrain(t *testing.T) {
+	eachWay(t, func(t *testing.T, tr transport, adjust func(*Pump)) {
+		near, far := tr.pair(t)
+		r, w := pipe(t)
+		background, err := unix.FcntlInt(w.Fd(), unix.F_DUPFD_CLOEXEC, 0) // a child keeps stdout open
+		require.NoError(t, err)
+		defer unix.Close(background)
+		p := startAdjusted(t, PumpConfig{Dst: near, Src: r}, adjust)
+		got := readAll(far)
+		want := pattern(8 << 20)
+		_, err = w.Write(want)
+		require.NoError(t, err)
+		w.Close()
+		p.Drain(time.Now().Add(patience))
+		await(t, p.Done(), "drain")
+		require.NoError(t, p.Err())
+		require.NoError(t, p.Close())
+		require.Equal(t, want, await(t, got, "output"))
+		_, err = unix.Write(background, []byte("x"))
+		require.Equal(t, unix.EPIPE, err, "the pump must not keep its end of the pipe")
+	})
+}
+
+// TestPumpDrainIdle: nothing in the pipe, a child holds it open: done at once.
+func TestPumpDrainIdle(t *testing.T) {
+	eachWay(t, func(t *testing.T, tr transport, adjust func(*Pump)) {
+		near, far := tr.pair(t)
+		r, w := pipe(t)
+		p := startAdjusted(t, PumpConfig{Dst: near, Src: r}, adjust)
+		_, err := w.Write([]byte("last words"))
+		require.NoError(t, err)
+		p.Drain(time.Now().Add(time.Hour))
+		await(t, p.Done(), "drain")
+		require.NoError(t, p.Err())
+		require.Equal(t, "last words", string(await(t, readAll(far), "output")))
+	})
+}
+
+// TestPumpDrainBeforeStart: the exit was faster.
+func TestPumpDrainBeforeStart(t *testing.T) {
+	checkLeaks(t)
+	near, far := socketPair(t)
+	r, w := pipe(t)
+	w.Write([]byte("early"))
+	p, err := NewPump(PumpConfig{Dst: near, Src: r})
+	require.NoError(t, err)
+	defer p.Close()
+	p.Drain(time.Time{})
+	require.NoError(t, p.Start())
+	await(t, p.Done(), "drain")
+	require.NoError(t, p.Err())
+	require.Equal(t, "early", string(await(t, readAll(far), "output")))
+	require.ErrorIs(t, p.Start(), sys.ErrState)
+}
+
+// TestPumpDrainDeadline: the host does not read, and a child goes on writing.
+func TestPumpDrainDeadline(t *testing.T) {
+	for _, name := range []string{"stalled reader", "chatty writer"} {
+		t.Run(name, func(t *testing.T) {
+			eachWay(t, func(t *testing.T, tr transport, adjust func(*Pump)) {
+				near, far := tr.pair(t)
+				r, w := pipe(t)
+				p := startAdjusted(t, PumpConfig{Dst: near, Src: r}, adjust)
+				if name == "chatty writer" {
+					go io.Copy(io.Discard, far)
+				}
+				wrote := make(chan error, 1)
+				go func() {
+					b := pattern(1 << 16)
+					var err error
+					for err == nil {
+						_, err = w.Write(b)
+					}
+					wrote <- err
+				}()
+				time.Sleep(50 * time.Millisecond)
+				start := time.Now()
+				p.Drain(start.Add(100 * time.Millisecond))
+				await(t, p.Done(), "drain")
+				if name == "stalled reader" {
+					require.GreaterOrEqual(t, time.Since(start), 100*time.Millisecond)
+					require.ErrorIs(t, p.Err(), os.ErrDeadlineExceeded)
+				}
+				require.ErrorIs(t, await(t, wrote, "writer"), unix.EPIPE)
+			})
+		})
+	}
+}
+
+// TestPumpDrainQuiet: the end of input was announced elsewhere while bytes are
+// still under way, and the process takes its time.
+func TestPumpDrainQuiet(t *testing.T) {
+	eachWay(t, func(t *testing.T, tr transport, adjust func(*Pump)) {
+		near, far := tr.pair(t)
+		r, w := pipe(t)
+		p := startAdjusted(t, PumpConfig{Dst: w, Src: near}, adjust)
+		p.DrainQuiet(200*time.Millisecond, time.Time{})
+		want := pattern(300 << 10)
+		for part := 0; part < 3; part++ {
+			_, err := far.Write(want[part*100<<10 : (part+1)*100<<10])
+			require.NoError(t, err)
+			time.Sleep(60 * time.Millisecond)
+		}
+		time.Sleep(300 * time.Millisecond) // longer than the quiet time, with the pipe full
+		require.Equal(t, want, await(t, readAll(r), "input"))
+		await(t, p.Done(), "drain")
+		require.NoError(t, p.Err())
+	})
+}
+
+// TestPumpStalled: a reader that never reads holds up its own pump, which can
+// be closed, and no other.
+func TestPumpStalled(t *testing.T) {
+	eachWay(t, func(t *testing.T, tr transport, adjust func(*Pump)) {
+		near, _ := tr.pair(t)
+		r, w := pipe(t)
+		stalled := startAdjusted(t, PumpConfig{Dst: near, Src: r}, adjust)
+		wrote := make(chan struct{})
+		go func() { w.Write(pattern(16 << 20)); close(wrote) }()
+
+		near2, far2 := tr.pair(t)
+		r2, w2 := pipe(t)
+		startAdjusted(t, PumpConfig{Dst: near2, Src: r2}, adjust)
+		go func() { w2.Write([]byte("hello")); w2.Close() }()
+		require.Equal(t, "hello", string(await(t, readAll(far2), "the other's output")))
+
+		select {
+		case <-stalled.Done():
+			t.Fatal("done although nobody reads")
+		default:
+		}
+		require.NoError(t, stalled.Close())
+		await(t, stalled.Done(), "closed pump")
+		require.ErrorIs(t, stalled.Err(), net.ErrClosed)
+		await(t, wrote, "writer")
+	})
+}
+
+// TestPumpReaderGone: the host's end is gone; the process that writes is
+// neither blocked nor killed.
+func TestPumpReaderGone(t *testing.T) {
+	eachWay(t, func(t *testing.T, tr transport, adjust func(*Pump)) {
+		near, far := tr.pair(t)
+		r, w := pipe(t)
+		p := startAdjusted(t, PumpConfig{Dst: near, Src: r}, adjust)
+		far.Close()
+		for range 64 {
+			_, err := w.Write(pattern(1 << 16))
+			require.NoError(t, err)
+		}
+		w.Close()
+		await(t, p.Done(), "pump")
+		require.Error(t, p.Err())
+		require.True(t, errors.Is(p.Err(), unix.EPIPE) || errors.Is(p.Err(), unix.ECONNRESET), p.Err())
+	})
+}
+
+// TestPumpInputUnwanted: the process has closed its stdin; the host can write
+// all it has and is not held up.
+func TestPumpInputUnwanted(t *testing.T) {
+	eachWay(t, func(t *testing.T, tr transport, adjust func(*Pump)) {
+		near, far := tr.pair(t)
+		r, w := pipe(t)
+		p := startAdjusted(t, PumpConfig{Dst: w, Src: near}, adjust)
+		r.Close()
+		far.SetWriteDeadline(time.Now().Add(patience))
+		_, err := far.Write(pattern(4 << 20))
+		require.NoError(t, err)
+		require.NoError(t, far.CloseWrite())
+		await(t, p.Done(), "pump")
+		require.ErrorIs(t, p.Err(), unix.EPIPE)
+		require.Zero(t, p.Moved())
+	})
+}
+
+// TestPumpIgnoredHalfClose: a backend that ignores the half-close gets
+// everything, and Close ends it.
+func TestPumpIgnoredHalfClose(t *testing.T) {
+	checkLeaks(t)
+	near, far := socketPair(t)
+	r, w := pipe(t)
+	p := startPump(t, PumpConfig{Dst: noHalfClose{near}, Src: r})
+	w.Write([]byte("all"))
+	w.Close()
+	await(t, p.Done(), "pump")
+	got := readAll(far)
+	select {
+	case <-got:
+		t.Fatal("ended before Close")
+	case <-time.After(20 * time.Millisecond):
+	}
+	require.NoError(t, p.Close())
+	require.Equal(t, "all", string(await(t, got, "output")))
+}
+
+type noHalfClose struct{ Conn }
+
+func (noHalfClose) CloseWrite() error { return unix.EOPNOTSUPP }
+
+// TestPumpEnds: pairs other than pipe and socket.
+func TestPumpEnds(t *testing.T) {
+	checkLeaks(t)
+	dir := t.TempDir()
+	want := pattern(300_000)
+	file := filepath.Join(dir, "in")
+	require.NoError(t, os.WriteFile(file, want, 0o600))
+
+	t.Run("file to pipe to appended file", func(t *testing.T) {
+		src, err := os.Open(file)
+		require.NoError(t, err)
+		out := filepath.Join(dir, "log")
+		require.NoError(t, os.WriteFile(out, []byte("old "), 0o600))
+		dst, err := os.OpenFile(out, os.O_WRONLY|os.O_APPEND, 0)
+		require.NoError(t, err)
+		r, w := pipe(t)
+		p1, p2 := startPump(t, PumpConfig{Dst: w, Src: src}), startPump(t, PumpConfig{Dst: dst, Src: r})
+		await(t, p1.Done(), "file to pipe")
+		await(t, p2.Done(), "pipe to file")
+		require.NoError(t, p1.Err())
+		require.NoError(t, p2.Err())
+		got, err := os.ReadFile(out)
+		require.NoError(t, err)
+		require.Equal(t, append([]byte("old "), want...), got)
+	})
+	t.Run("pipe to pipe", func(t *testing.T) {
+		r1, w1 := pipe(t)
+		r2, w2 := pipe(t)
+		p := startPump(t, PumpConfig{Dst: w2, Src: r1})
+		got := readAll(r2)
+		w1.Write(want)
+		w1.Close()
+		require.Equal(t, want, await(t, got, "output"))
+		await(t, p.Done(), "pump")
+		require.NoError(t, p.Err())
+	})
+	t.Run("endless device", func(t *testing.T) {
+		zero, err := os.Open("/dev/zero")
+		require.NoError(t, err)
+		null, err := os.OpenFile("/dev/null", os.O_WRONLY, 0)
+		require.NoError(t, err)
+		p := startPump(t, PumpConfig{Dst: null, Src: zero})
+		require.NoError(t, p.Close())
+		require.ErrorIs(t, p.Err(), net.ErrClosed)
+	})
+	t.Run("socket to socket", func(t *testing.T) {
+		near, far := socketPair(t)
+		near2, far2 := socketPair(t)
+		p := startPump(t, PumpConfig{Dst: near2, Src: near})
+		got := readAll(far2)
+		far.Write(want)
+		far.CloseWrite()
+		require.Equal(t, want, await(t, got, "output"))
+		await(t, p.Done(), "pump")
+		require.NoError(t, p.Err())
+	})
+}
+
+// TestPumpNamedPipe: stdin from a named pipe whose writer comes late.
+func TestPumpNamedPipe(t *testing.T) {
+	for _, splicing := range []bool{true, false} {
+		checkLeaks(t)
+		path := filepath.Join(t.TempDir(), "fifo")
+		require.NoError(t, unix.Mkfifo(path, 0o600))
+		src, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
+		require.NoError(t, err)
+		r, w := pipe(t)
+		p := startAdjusted(t, PumpConfig{Dst: w, Src: src}, func(p *Pump) { p.m.splicing = splicing })
+		select {
+		case <-p.Done():
+			t.Fatal("ended before the first writer")
+		case <-time.After(20 * time.Millisecond):
+		}
+		client, err := os.OpenFile(path, os.O_WRONLY, 0)
+		require.NoError(t, err)
+		client.Write([]byte("typed"))
+		client.Close()
+		require.Equal(t, "typed", string(await(t, readAll(r), "input")))
+		await(t, p.Done(), "pump")
+		require.NoError(t, p.Err())
+	}
+}
+
+func TestPumpRefusesBadEnds(t *testing.T) {
+	checkLeaks(t)
+	r, w := pipe(t)
+	blocking, other, err := os.Pipe()
+	require.NoError(t, err)
+	defer other.Close()
+	require.NoError(t, control(blocking, func(fd int) error { return unix.SetNonblock(fd, false) }))
+	dir, err := os.Open(t.TempDir())
+	require.NoError(t, err)
+	for name, cfg := range map[string]PumpConfig{
+		"write end as source": {Dst: w, Src: w, KeepDst: true, KeepSrc: true},
+		"read end as dst":     {Dst: r, Src: r, KeepDst: true, KeepSrc: true},
+		"blocking":            {Dst: w, Src: blocking, KeepDst: true},
+		"directory":           {Dst: w, Src: dir, KeepDst: true},
+	} {
+		_, err := NewPump(cfg)
+		require.ErrorIs(t, err, sys.ErrInvalid, name)
+		t.Log(err)
+	}
+	require.ErrorIs(t, blocking.Close(), os.ErrClosed, "a failed NewPump closes what it owns")
+}
+
+// TestPumpCloseBeforeStart closes the ends without a goroutine.
+func TestPumpCloseBeforeStart(t *testing.T) {
+	checkLeaks(t)
+	near, far := socketPair(t)
+	r, _ := pipe(t)
+	p, err := NewPump(PumpConfig{Dst: near, Src: r})
+	require.NoError(t, err)
+	require.NoError(t, p.Close())
+	await(t, p.Done(), "pump")
+	require.Empty(t, await(t, readAll(far), "output"))
+	require.ErrorIs(t, p.Start(), sys.ErrState)
+	p.Drain(time.Time{})
+}
