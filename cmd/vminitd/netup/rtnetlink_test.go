@@ -59,8 +59,8 @@ func privateNetwork(t *testing.T) {
 	}
 }
 
-// newDummy makes an interface by a raw RTM_NEWLINK.
-func newDummy(name string, mac net.HardwareAddr) error {
+// newVeth makes an interface, and its peer, by a raw RTM_NEWLINK.
+func newVeth(name string, mac net.HardwareAddr) error {
 	rt, err := dialRoute()
 	if err != nil {
 		return err
@@ -69,7 +69,7 @@ func newDummy(name string, mac net.HardwareAddr) error {
 	body := make([]byte, unix.SizeofIfInfomsg)
 	body = appendAttr(body, unix.IFLA_IFNAME, append([]byte(name), 0))
 	body = appendAttr(body, unix.IFLA_ADDRESS, mac)
-	body = appendAttr(body, unix.IFLA_LINKINFO, appendAttr(nil, unix.IFLA_INFO_KIND, []byte("dummy")))
+	body = appendAttr(body, unix.IFLA_LINKINFO, appendAttr(nil, unix.IFLA_INFO_KIND, []byte("veth")))
 	return rt.request(unix.RTM_NEWLINK, body)
 }
 
@@ -77,8 +77,8 @@ func TestConfigure(t *testing.T) {
 	privateNetwork(t)
 	require.NoError(t, Loopback())
 	mac := net.HardwareAddr{2, 0, 0, 0, 0, 9}
-	if err := newDummy("late0", mac); err != nil {
-		t.Skipf("no dummy interfaces here: %v", err)
+	if err := newVeth("late0", mac); err != nil {
+		t.Skipf("no veth interfaces here: %v", err)
 	}
 	i := Interface{
 		MAC:     mac,
@@ -130,13 +130,13 @@ func TestWaitForLink(t *testing.T) {
 			return
 		}
 		time.Sleep(20 * time.Millisecond)
-		made <- newDummy("later0", net.HardwareAddr{2, 0, 0, 0, 0, 8})
+		made <- newVeth("later0", net.HardwareAddr{2, 0, 0, 0, 0, 8})
 	}()
 	ctx, cancel = context.WithTimeout(t.Context(), 10*time.Second)
 	defer cancel()
 	link, err := waitForLink(ctx, named("later0"))
 	if made := <-made; made != nil {
-		t.Skipf("no dummy interfaces here: %v", made)
+		t.Skipf("no veth interfaces here: %v", made)
 	}
 	require.NoError(t, err)
 	require.Equal(t, "later0", link.Name)

@@ -86,8 +86,7 @@ func End(action Action) {
 		return
 	}
 	bounded(context.Background(), time.Second, func(context.Context) error { unix.Sync(); return nil })
-	_, err := os.Stat("/sys/firmware/acpi")
-	for _, cmd := range commands(action, runtime.GOARCH, err == nil) {
+	for _, cmd := range commands(action, runtime.GOARCH, hasACPI()) {
 		_ = unix.Reboot(cmd) // returns only on failure: try the next
 	}
 	for {
@@ -113,6 +112,17 @@ func commands(action Action, arch string, acpi bool) []int {
 		return []int{restart, off}
 	}
 	return []int{off, restart}
+}
+
+// hasACPI reports whether the firmware has ACPI tables. A guest that dies before
+// it has mounted /sys cannot know; nearly all machines have them.
+func hasACPI() bool {
+	_, err := os.Stat("/sys/firmware")
+	if err != nil {
+		return true
+	}
+	_, err = os.Stat("/sys/firmware/acpi")
+	return err == nil
 }
 
 func (p Plan) runHooks() {
