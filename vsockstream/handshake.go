@@ -12,7 +12,7 @@ import (
 
 // evictAge is how old a handshake must be before a newcomer may take its
 // place when there are too many. A healthy one takes a round trip.
-const evictAge = 250 * time.Millisecond
+const evictAge = time.Second
 
 // handshake is a connection whose id has not been echoed yet.
 type handshake struct {

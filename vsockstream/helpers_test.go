@@ -36,7 +36,7 @@ func checkLeaks(t testing.TB) {
 			if time.Now().After(end) {
 				stacks := make([]byte, 1<<20)
 				stacks = stacks[:runtime.Stack(stacks, true)]
-				t.Errorf("leaked descriptors %v; goroutines %d, were %d:\n%s", leaked, n, goroutines, stacks)
+				t.Errorf("%d leaked descriptors, such as %v; goroutines %d, were %d:\n%s", len(leaked), leaked[:min(5, len(leaked))], n, goroutines, stacks)
 				return
 			}
 		}

@@ -18,7 +18,7 @@ type HubConfig struct {
 	UnclaimedTimeout time.Duration // how long a stream waits for its Claim; 2 min
 	ClaimTimeout     time.Duration // how long Claim waits for its stream; 10 s
 	MaxUnclaimed     int           // streams waiting for their Claim; 4096
-	MaxHandshakes    int           // handshakes at once; 256
+	MaxHandshakes    int           // handshakes at once; 1024
 	Logger           *slog.Logger  // nil is silence
 }
 
@@ -35,7 +35,7 @@ func (c HubConfig) withDefaults() HubConfig {
 		c.MaxUnclaimed = 4096
 	}
 	if c.MaxHandshakes <= 0 {
-		c.MaxHandshakes = 256
+		c.MaxHandshakes = 1024
 	}
 	c.Logger = loggerOr(c.Logger)
 	return c
