@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"strconv"
+	"sync"
 
 	"golang.org/x/sys/unix"
 
@@ -20,6 +21,9 @@ type Cgroup struct {
 	dir  dir
 
 	deleted bool // guarded by tree.mu
+
+	devMu  sync.Mutex // held while the device filter is exchanged
+	filter *devFilter // the one attached, nil at first; guarded by devMu
 }
 
 // Path returns where the cgroup is, below the mountpoint and with a leading
@@ -34,6 +38,11 @@ func (c *Cgroup) Dir() *os.File { return c.dir.file }
 // Close releases the descriptors. The cgroup itself stays until
 // [Cgroup.Delete]. Closing twice is fine.
 func (c *Cgroup) Close() error {
+	c.tree.dropOOM(c)
+	c.devMu.Lock()
+	c.tree.filters.put(c.filter)
+	c.filter = nil
+	c.devMu.Unlock()
 	if err := c.dir.file.Close(); err != nil && !errors.Is(err, os.ErrClosed) {
 		return err
 	}

@@ -67,3 +67,50 @@ func weightFromShares(shares uint64) uint64 {
 	l := math.Log2(float64(shares))
 	return uint64(math.Ceil(math.Pow(10, l*(l+125)/612-7.0/34)))
 }
+
+// CPUStats is cpu.stat and cpu.pressure.
+type CPUStats struct {
+	Usage, User, System uint64 // µs
+	NrPeriods           uint64 // periods of cpu.max in which the cgroup ran
+	NrThrottled         uint64 // of these, how many ended with the quota used up
+	Throttled           uint64 // µs
+	NrBursts, Burst     uint64 // periods with a burst, and its µs (Linux 5.14)
+	PSI                 *Pressure
+}
+
+func parseCPUStat(data []byte) (CPUStats, error) {
+	var s CPUStats
+	err := eachKey(data, func(key []byte, value uint64) {
+		switch string(key) {
+		case "usage_usec":
+			s.Usage = value
+		case "user_usec":
+			s.User = value
+		case "system_usec":
+			s.System = value
+		case "nr_periods":
+			s.NrPeriods = value
+		case "nr_throttled":
+			s.NrThrottled = value
+		case "throttled_usec":
+			s.Throttled = value
+		case "nr_bursts":
+			s.NrBursts = value
+		case "burst_usec":
+			s.Burst = value
+		}
+	})
+	return s, err
+}
+
+func readCPU(r *statReader) *CPUStats {
+	var s CPUStats
+	if !r.file("cpu.stat", func(data []byte) (err error) {
+		s, err = parseCPUStat(data)
+		return err
+	}) {
+		return nil
+	}
+	s.PSI = r.pressure("cpu.pressure")
+	return &s
+}

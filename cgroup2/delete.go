@@ -31,6 +31,7 @@ func (c *Cgroup) Delete(ctx context.Context) error {
 	for delay := firstDelay; ; delay = min(2*delay, lastDelay) {
 		err := c.removeAll()
 		if err == nil {
+			c.tree.dropOOM(c)
 			return nil
 		}
 		if !errors.Is(err, unix.EBUSY) {

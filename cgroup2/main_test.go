@@ -46,7 +46,8 @@ func probe(mode string) {
 }
 
 var probes = map[string]func(args []string){
-	"wait": func([]string) { ready() },
+	"wait":   func([]string) { ready() },
+	"device": probeDevices,
 	// tick prints a line every few milliseconds for as long as it runs.
 	"tick": func([]string) {
 		for {
@@ -80,6 +81,68 @@ var probes = map[string]func(args []string){
 				time.Sleep(time.Millisecond)
 			}
 		}
+	},
+	// eat takes and touches so many MB of memory.
+	"eat": func(args []string) {
+		n, _ := strconv.Atoi(args[0])
+		fmt.Println("eating")
+		mem, err := unix.Mmap(-1, 0, n<<20, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_ANON|unix.MAP_PRIVATE)
+		if err != nil {
+			fmt.Println("eat:", err)
+			os.Exit(1)
+		}
+		for i := 0; i < len(mem); i += 4096 {
+			mem[i] = 1
+		}
+		ready()
+	},
+	// spin keeps one processor busy.
+	"spin": func([]string) {
+		fmt.Println("ready")
+		for {
+		}
+	},
+	// try starts N children that wait and says how many there are.
+	"try": func(args []string) {
+		n, _ := strconv.Atoi(args[0])
+		made := 0
+		for range n {
+			cmd := probeCmd("wait")
+			in, _ := cmd.StdinPipe()
+			defer in.Close()
+			if cmd.Start() == nil {
+				made++
+			}
+		}
+		fmt.Println(made)
+		ready()
+	},
+	// huge maps so many MB of huge pages and says what came of it.
+	"huge": func(args []string) {
+		n, _ := strconv.Atoi(args[0])
+		_, err := unix.Mmap(-1, 0, n<<20, unix.PROT_READ|unix.PROT_WRITE,
+			unix.MAP_ANON|unix.MAP_PRIVATE|unix.MAP_HUGETLB|unix.MAP_POPULATE)
+		fmt.Println(err)
+		ready()
+	},
+	// read reads so many KB from a device, past the page cache.
+	"read": func(args []string) {
+		n, _ := strconv.Atoi(args[1])
+		fd, err := unix.Open(args[0], unix.O_RDONLY|unix.O_DIRECT|unix.O_CLOEXEC, 0)
+		if err != nil {
+			fmt.Println(err)
+			return
+		}
+		buf, _ := unix.Mmap(-1, 0, 64<<10, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_ANON|unix.MAP_PRIVATE)
+		begin := time.Now()
+		for at := int64(0); at < int64(n)<<10; at += int64(len(buf)) {
+			if _, err := unix.Pread(fd, buf, at); err != nil {
+				fmt.Println(err)
+				return
+			}
+		}
+		fmt.Println(time.Since(begin).Milliseconds())
+		ready()
 	},
 	// threads moves itself into the cgroup at args[0] and then one of its
 	// threads into the threaded cgroup at args[1].

@@ -77,3 +77,17 @@ func parsePids(data []byte) ([]int, error) {
 	})
 	return pids, err
 }
+
+// eachPair calls fn for each KEY=VALUE word of a line.
+func eachPair(line []byte, fn func(key, value []byte) error) error {
+	for word := range bytes.FieldsSeq(line) {
+		key, value, ok := bytes.Cut(word, []byte("="))
+		if !ok {
+			return fmt.Errorf("%.40q is not of the form KEY=VALUE", word)
+		}
+		if err := fn(key, value); err != nil {
+			return fmt.Errorf("key %.40q: %w", key, err)
+		}
+	}
+	return nil
+}

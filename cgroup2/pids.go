@@ -19,3 +19,35 @@ func planPids(r *specs.LinuxResources) ([]Write, error) {
 	}
 	return []Write{{File: "pids.max", Value: value}}, nil
 }
+
+// PidsStats counts tasks: processes and threads.
+type PidsStats struct {
+	Current, Limit uint64
+	Peak           uint64 // most there ever were (Linux 6.1)
+	Failures       uint64 // forks refused by pids.max
+}
+
+func readPids(r *statReader) *PidsStats {
+	var s PidsStats
+	if !r.value("pids.current", &s.Current) {
+		return nil
+	}
+	r.value("pids.max", &s.Limit)
+	r.value("pids.peak", &s.Peak)
+	r.file("pids.events", func(data []byte) (err error) {
+		s.Failures, err = parseMaxEvent(data)
+		return err
+	})
+	return &s
+}
+
+// parseMaxEvent decodes an events file whose key "max" counts how often the
+// limit was hit.
+func parseMaxEvent(data []byte) (hits uint64, err error) {
+	err = eachKey(data, func(key []byte, value uint64) {
+		if string(key) == "max" {
+			hits = value
+		}
+	})
+	return hits, err
+}

@@ -16,7 +16,8 @@ import (
 // Tree is the subtree of the unified hierarchy in which all container cgroups
 // live. Its methods are safe for concurrent use.
 //
-// Its locks are never held together.
+// Lock order: Cgroup.devMu before filterCache.mu; the others are never held
+// together.
 type Tree struct {
 	path string // below the mountpoint, with a leading slash, for messages
 	dir  dir
@@ -26,6 +27,15 @@ type Tree struct {
 	// It also guards Cgroup.deleted.
 	mu   sync.Mutex
 	live map[string]bool // path of every cgroup handed out and not yet deleted
+
+	oomMu  sync.Mutex
+	oom    *oomWatcher // made by the first WatchOOM; guarded by oomMu
+	closed bool        // guarded by oomMu
+
+	filters filterCache
+
+	sizesOnce sync.Once // makes sizes
+	sizes     []string  // see pageSizes
 }
 
 // OpenTree opens the directory name below mountpoint, a cgroup2 mount such as
@@ -77,8 +87,19 @@ func (t *Tree) Controllers() ([]string, error) {
 	return names, nil
 }
 
-// Close releases what the tree holds. Cgroups made from it stay on disk.
-func (t *Tree) Close() error { return t.dir.file.Close() }
+// Close releases what the tree holds and ends all OOM reports. Cgroups made
+// from it stay on disk.
+func (t *Tree) Close() error {
+	t.oomMu.Lock()
+	t.closed = true
+	w := t.oom
+	t.oomMu.Unlock()
+	if w != nil {
+		w.file.Close()
+	}
+	t.filters.close()
+	return t.dir.file.Close()
+}
 
 // Create makes the cgroup for one container. cgroupsPath is the one of the
 // runtime specification, always relative to the tree (see splitPath for what
