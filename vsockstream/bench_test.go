@@ -113,12 +113,18 @@ func BenchmarkIdlePumps(b *testing.B) {
 	const n = 200
 	for b.Loop() {
 		before := rss(b)
+		var pumps []*Pump
 		for range n {
-			near, _ := socketPair(b)
-			r, _ := pipe(b)
-			startPump(b, PumpConfig{Dst: near, Src: r})
+			near, far := socketPair(b)
+			r, w := pipe(b)
+			defer far.Close()
+			defer w.Close()
+			pumps = append(pumps, startPump(b, PumpConfig{Dst: near, Src: r}))
 		}
 		b.ReportMetric(float64(rss(b)-before)/n, "B/pump")
+		for _, p := range pumps {
+			p.Close()
+		}
 	}
 }
 

@@ -8,5 +8,10 @@
 // accept loop, allocate by a length it has not bounded, block a thread for a
 // slow peer, or keep more than one buffer per direction.
 //
-// The contract with the host is design/WIRE.md section 3, "Streams".
+// One connection carries one of a process's standard streams. The host connects
+// to the guest's stream port, sends an id, gets it echoed, and then both sides
+// send raw bytes; the end of a direction is a half-close. The daemon claims the
+// id that a request names. Nothing here trusts a peer to speak, read or close.
+//
+// Locks: Hub.mu may be held while listener.mu is taken; no other two nest.
 package vsockstream

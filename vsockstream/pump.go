@@ -178,17 +178,18 @@ func (p *Pump) Close() error {
 }
 
 func (p *Pump) closeEnds() error {
-	var srcErr, dstErr error
-	if !p.cfg.KeepSrc && p.cfg.Src != nil {
-		srcErr = p.cfg.Src.Close()
+	var errs []error
+	closeEnd := func(e End, keep bool) {
+		if e == nil || keep {
+			return
+		}
+		if err := e.Close(); err != nil && !errors.Is(err, os.ErrClosed) {
+			errs = append(errs, fmt.Errorf("close pump: %w", err))
+		}
 	}
-	if !p.cfg.KeepDst && p.cfg.Dst != nil {
-		dstErr = p.cfg.Dst.Close()
-	}
-	if err := errors.Join(srcErr, dstErr); err != nil && !errors.Is(err, os.ErrClosed) {
-		return fmt.Errorf("close pump: %w", err)
-	}
-	return nil
+	closeEnd(p.cfg.Src, p.cfg.KeepSrc)
+	closeEnd(p.cfg.Dst, p.cfg.KeepDst)
+	return errors.Join(errs...)
 }
 
 // run is the pump's goroutine.

@@ -3,9 +3,11 @@ package vsockstream
 import (
 	"errors"
 	"io"
+	"math/rand/v2"
 	"net"
 	"os"
 	"path/filepath"
+	"sync"
 	"testing"
 	"time"
 
@@ -385,6 +387,136 @@ func TestPumpRefusesBadEnds(t *testing.T) {
 		t.Log(err)
 	}
 	require.ErrorIs(t, blocking.Close(), os.ErrClosed, "a failed NewPump closes what it owns")
+}
+
+// TestPumpFallsBack: where the kernel refuses to splice (EINVAL), copying takes
+// over and no byte is lost.
+func TestPumpFallsBack(t *testing.T) {
+	checkLeaks(t)
+	want := pattern(500_000)
+	force := func(p *Pump) { p.m.splicing = true }
+
+	near, far := socketPair(t)
+	near2, far2 := socketPair(t)
+	p := startAdjusted(t, PumpConfig{Dst: near2, Src: near}, force)
+	got := readAll(far2)
+	far.Write(want)
+	far.CloseWrite()
+	require.Equal(t, want, await(t, got, "socket to socket"))
+	await(t, p.Done(), "pump")
+	require.NoError(t, p.Err())
+	require.False(t, p.m.splicing)
+
+	path := filepath.Join(t.TempDir(), "log")
+	log, err := os.OpenFile(path, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
+	require.NoError(t, err)
+	r, w := pipe(t)
+	p = startAdjusted(t, PumpConfig{Dst: log, Src: r}, force)
+	w.Write(want)
+	w.Close()
+	await(t, p.Done(), "pipe to appended file")
+	require.NoError(t, p.Err())
+	b, err := os.ReadFile(path)
+	require.NoError(t, err)
+	require.Equal(t, want, b)
+}
+
+// TestPumpAnyPace: whatever the sizes and pauses of writer and reader, the
+// bytes and their order are the same.
+func TestPumpAnyPace(t *testing.T) {
+	eachWay(t, func(t *testing.T, tr transport, adjust func(*Pump)) {
+		for range 8 {
+			near, far := tr.pair(t)
+			near2, far2 := tr.pair(t)
+			r, w := pipe(t)
+			in := startAdjusted(t, PumpConfig{Dst: w, Src: near}, adjust)
+			out := startAdjusted(t, PumpConfig{Dst: near2, Src: r}, adjust)
+			want := pattern(1 + rand.IntN(400_000))
+			go func() {
+				for b := want; len(b) > 0; {
+					n := min(len(b), 1+rand.IntN(1<<rand.IntN(18)))
+					far.Write(b[:n])
+					b = b[n:]
+					if rand.IntN(8) == 0 {
+						time.Sleep(time.Duration(rand.IntN(500)) * time.Microsecond)
+					}
+				}
+				far.CloseWrite()
+			}()
+			var got []byte
+			buf := make([]byte, 1<<16)
+			far2.SetReadDeadline(time.Now().Add(patience))
+			for {
+				n, err := far2.Read(buf[:1+rand.IntN(1<<rand.IntN(17))])
+				got = append(got, buf[:n]...)
+				if err != nil {
+					require.ErrorIs(t, err, io.EOF)
+					break
+				}
+			}
+			require.Equal(t, len(want), len(got))
+			require.Equal(t, want, got)
+			await(t, in.Done(), "input")
+			await(t, out.Done(), "output")
+			require.NoError(t, errors.Join(in.Err(), out.Err()))
+			in.Close()
+			out.Close()
+		}
+	})
+}
+
+// TestPumpCloseAnyTime: Close and Drain may come at any moment and from any
+// goroutine; nothing hangs or leaks.
+func TestPumpCloseAnyTime(t *testing.T) {
+	eachWay(t, func(t *testing.T, tr transport, adjust func(*Pump)) {
+		for range 30 {
+			near, far := tr.pair(t)
+			r, w := pipe(t)
+			p := startAdjusted(t, PumpConfig{Dst: near, Src: r}, adjust)
+			go io.Copy(io.Discard, far)
+			go func() {
+				for b := pattern(1 << 14); ; {
+					if _, err := w.Write(b); err != nil {
+						return
+					}
+				}
+			}()
+			var wg sync.WaitGroup
+			for range 3 {
+				pause, drain := time.Duration(rand.IntN(1000))*time.Microsecond, rand.IntN(2) == 0
+				wg.Go(func() {
+					time.Sleep(pause)
+					if drain {
+						p.DrainQuiet(pause, time.Now().Add(pause))
+						await(t, p.Done(), "drain")
+						return
+					}
+					p.Close()
+				})
+			}
+			wg.Wait()
+			p.Close()
+			await(t, p.Done(), "close")
+			far.Close()
+		}
+	})
+}
+
+// TestPumpThreads: pumps wait in the poller, idle and stalled ones alike.
+func TestPumpThreads(t *testing.T) {
+	checkLeaks(t)
+	for i := range 200 {
+		near, _ := socketPair(t)
+		r, w := pipe(t)
+		startPump(t, PumpConfig{Dst: near, Src: r})
+		if i%2 == 0 {
+			go w.Write(pattern(1 << 20)) // ends when the pump is closed
+		}
+	}
+	time.Sleep(50 * time.Millisecond)
+	tasks, err := os.ReadDir("/proc/self/task")
+	require.NoError(t, err)
+	require.Less(t, len(tasks), 64, "threads")
 }
 
 // TestPumpCloseBeforeStart closes the ends without a goroutine.
