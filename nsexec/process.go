@@ -42,6 +42,7 @@ const (
 // that stays valid until the process is reaped. Safe for concurrent use.
 type Process struct {
 	pid   int
+	fd    int // of pidfd, without what File.Fd does to it
 	pidfd *os.File
 	owner *Launcher
 	done  chan struct{}
@@ -57,7 +58,7 @@ func (l *Launcher) newProcess(pid, pidfd int) (*Process, error) {
 	if err := unix.SetNonblock(pidfd, true); err != nil {
 		return nil, fmt.Errorf("make pidfd of %d pollable: %w", pid, err)
 	}
-	p := &Process{pid: pid, pidfd: os.NewFile(uintptr(pidfd), "pidfd"), owner: l, done: make(chan struct{})}
+	p := &Process{pid: pid, fd: pidfd, pidfd: os.NewFile(uintptr(pidfd), "pidfd"), owner: l, done: make(chan struct{})}
 	l.mu.Lock()
 	l.children[pid] = p
 	l.mu.Unlock()
@@ -102,7 +103,7 @@ func (p *Process) reap(flags int) (bool, error) {
 	if p.reaped {
 		return true, nil
 	}
-	c, err := sys.Waitid(unix.P_PIDFD, int(p.pidfd.Fd()), unix.WEXITED|flags)
+	c, err := sys.Waitid(unix.P_PIDFD, p.fd, unix.WEXITED|flags)
 	switch {
 	case err == unix.EAGAIN || err == nil && c.PID == 0:
 		return false, nil
@@ -127,7 +128,7 @@ func (p *Process) Signal(sig syscall.Signal) error {
 	if p.reaped {
 		return os.ErrProcessDone
 	}
-	err := unix.PidfdSendSignal(int(p.pidfd.Fd()), unix.Signal(sig), nil, 0)
+	err := unix.PidfdSendSignal(p.fd, unix.Signal(sig), nil, 0)
 	if err == unix.ESRCH {
 		return os.ErrProcessDone
 	}
@@ -139,12 +140,12 @@ func (p *Process) Signal(sig syscall.Signal) error {
 
 // Pidfd returns the process's pidfd. It stays the Process's and is valid until
 // Close.
-func (p *Process) Pidfd() int { return int(p.pidfd.Fd()) }
+func (p *Process) Pidfd() int { return p.fd }
 
 // GetFd duplicates the process's fd n into ours (pidfd_getfd(2), Linux 5.6).
 // The caller closes it; it is close-on-exec.
 func (p *Process) GetFd(n int) (int, error) {
-	fd, err := unix.PidfdGetfd(int(p.pidfd.Fd()), n, 0)
+	fd, err := unix.PidfdGetfd(p.fd, n, 0)
 	if err != nil {
 		return -1, fmt.Errorf("fetch fd %d of process %d: %w", n, p.pid, err)
 	}

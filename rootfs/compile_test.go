@@ -120,7 +120,9 @@ func TestHostileDestinations(t *testing.T) {
 			os.Remove(root + "/proc")
 			os.Symlink("tmp", root+"/proc")
 		}, "mount proc on /proc: too many levels of symbolic links (openat2)"},
-		{"root", func(_ string, s *specs.Spec) { s.Mounts = append(s.Mounts, specs.Mount{Destination: "/.", Type: "tmpfs"}) }, "must be an absolute path below /"},
+		{"root", func(_ string, s *specs.Spec) {
+			s.Mounts = append(s.Mounts, specs.Mount{Destination: "/.", Type: "tmpfs"})
+		}, "must be an absolute path below /"},
 		{"inside proc", func(_ string, s *specs.Spec) {
 			s.Mounts = append(s.Mounts, specs.Mount{Destination: "/proc/self/attr", Type: "tmpfs"})
 		}, "inside /proc"},

@@ -1,0 +1,273 @@
+package tasksvc
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	eventsapi "github.com/containerd/containerd/api/events"
+	taskv3 "github.com/containerd/containerd/api/runtime/task/v3"
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"vminit/cgroup2"
+	"vminit/internal/sys"
+	"vminit/nsexec"
+	"vminit/rootfs"
+)
+
+// launchTimeout bounds how long a child may take from clone3 to a gate or to
+// its program. A child born into a frozen cgroup would take for ever.
+const launchTimeout = 60 * time.Second
+
+// undo is what has to be taken back if an operation fails half-way.
+type undo []func()
+
+func (u *undo) add(f func()) { *u = append(*u, f) }
+
+func (u *undo) run() {
+	for i := len(*u) - 1; i >= 0; i-- {
+		(*u)[i]()
+	}
+}
+
+// create builds a container up to its start gate. Whatever fails, nothing stays
+// behind.
+func (s *Service) create(ctx context.Context, c *container, r *taskv3.CreateTaskRequest, o createOptions) (err error) {
+	var back undo
+	defer func() {
+		if err != nil {
+			back.run()
+		}
+	}()
+	if c.spec, err = loadSpec(c.bundle); err != nil {
+		return err
+	}
+	select {
+	case <-s.cfg.Settled:
+	case <-ctx.Done():
+		return fmt.Errorf("wait for the guest to be set up: %w", ctx.Err())
+	}
+	ns, err := parseNamespaces(c.spec.Linux.Namespaces)
+	if err != nil {
+		return err
+	}
+	c.join = ns.all()
+	if err := s.mountRootfs(ctx, c, r, &back); err != nil {
+		return err
+	}
+	if err := s.makeCgroup(c, &back); err != nil {
+		return err
+	}
+	p := c.init
+	p.spec = c.spec.Process
+	pl, err := compileInit(c.spec, ns, compileOptions{
+		id: c.id, bundle: c.bundle, cgroup: filepath.Join(s.cfg.CgroupMount, c.cgroup.Path()), newRing: !o.noKeyring, oomAdjust: s.oomAdjust,
+	})
+	if err != nil {
+		return err
+	}
+	back.add(func() { pl.program.Close() })
+	if p.io, err = p.openStdio(ctx, o); err != nil {
+		return err
+	}
+	back.add(p.io.close)
+	if err := s.launchInit(c, p, pl, ns, &back); err != nil {
+		return err
+	}
+	for _, w := range pl.warnings {
+		s.log.Warn(w, "container", c.id)
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	p.busy = ""
+	c.exits.launched(p)
+	c.publish("/tasks/create", &eventsapi.TaskCreate{
+		ContainerID: c.id, Bundle: c.bundle, Rootfs: r.Rootfs, Checkpoint: r.Checkpoint, Pid: p.pid(),
+		IO: &eventsapi.TaskIO{Stdin: r.Stdin, Stdout: r.Stdout, Stderr: r.Stderr, Terminal: r.Terminal},
+	})
+	go p.watch()
+	return nil
+}
+
+// mountRootfs mounts what the host sent along and points root.path at it.
+func (s *Service) mountRootfs(ctx context.Context, c *container, r *taskv3.CreateTaskRequest, back *undo) error {
+	mounts := make([]rootfs.Mount, 0, len(r.Rootfs))
+	for _, m := range r.Rootfs {
+		mounts = append(mounts, rootfs.Mount{Type: m.Type, Source: m.Source, Target: m.Target, Options: m.Options})
+	}
+	unmount, err := rootfs.Assemble(ctx, c.bundle, mounts)
+	if err != nil {
+		return err
+	}
+	c.unmount = unmount
+	back.add(func() {
+		if err := unmount(); err != nil {
+			s.log.Error("unmount after a failed create", "container", c.id, "error", err)
+		}
+	})
+	if len(mounts) > 0 {
+		c.spec.Root.Path = filepath.Join(c.bundle, "rootfs")
+	}
+	return nil
+}
+
+// makeCgroup makes the container's cgroup with its limits.
+func (s *Service) makeCgroup(c *container, back *undo) (err error) {
+	l := c.spec.Linux
+	path := l.CgroupsPath
+	if path == "" {
+		path = filepath.Join("/", c.namespace, c.id)
+	}
+	if c.cgroup, err = s.cfg.Cgroups.Create(path); err != nil {
+		return err
+	}
+	back.add(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), deleteTimeout)
+		defer cancel()
+		if err := removeCgroup(ctx, c.cgroup); err != nil {
+			s.log.Error("remove cgroup after a failed create", "container", c.id, "error", err)
+		}
+	})
+	resources := l.Resources
+	if resources == nil {
+		resources = &specs.LinuxResources{}
+	}
+	writes, err := cgroup2.Plan(resources)
+	if err != nil {
+		return err
+	}
+	if err := c.cgroup.Apply(writes); err != nil {
+		return err
+	}
+	return c.cgroup.SetDevices(resources.Devices)
+}
+
+// removeCgroup kills what is inside and removes the directory.
+func removeCgroup(ctx context.Context, c *cgroup2.Cgroup) error {
+	if c == nil {
+		return nil
+	}
+	if err := errors.Join(c.Kill(), c.Delete(ctx)); err != nil {
+		return err
+	}
+	return c.Close()
+}
+
+// openStdio opens the process's stdio, owned by its user.
+func (p *process) openStdio(ctx context.Context, o createOptions) (*stdio, error) {
+	c, uid, gid := p.container, o.ioUID, o.ioGID
+	if p.spec != nil && p.uris.terminal != p.spec.Terminal {
+		return nil, sys.Invalidf("terminal is %t in the request and %t in the config", p.uris.terminal, p.spec.Terminal)
+	}
+	if uid == 0 && gid == 0 && p.spec != nil {
+		var err error
+		if uid, err = hostID(p.spec.User.UID, c.spec.Linux.UIDMappings); err != nil {
+			return nil, err
+		}
+		if gid, err = hostID(p.spec.User.GID, c.spec.Linux.GIDMappings); err != nil {
+			return nil, err
+		}
+	}
+	return openStdio(ctx, c.svc.cfg.Streams, p.uris, uid, gid)
+}
+
+// launchInit runs the plan up to the start gate.
+func (s *Service) launchInit(c *container, p *process, pl *plan, ns namespaces, back *undo) error {
+	bindStdio(pl, p.io)
+	pidns := -1
+	for reg, flag := range pl.files {
+		f, err := openNamespace(flag, ns.byPath[flag])
+		if err != nil {
+			return err
+		}
+		defer f.Close()
+		pl.program.Bind(reg, int(f.Fd()))
+	}
+	if path, ok := ns.byPath[unix.CLONE_NEWPID]; ok {
+		f, err := openNamespace(unix.CLONE_NEWPID, path)
+		if err != nil {
+			return err
+		}
+		defer f.Close()
+		pidns = int(f.Fd())
+	}
+	child, err := s.cfg.Launcher.Start(nsexec.Launch{Program: pl.program, Namespaces: ns.fresh, Cgroup: int(c.cgroup.Dir().Fd()), PIDNS: pidns})
+	if err != nil {
+		return err
+	}
+	p.child, p.handle = child, child.Process
+	back.add(func() { reapFailed(child) })
+	deadline := time.Now().Add(launchTimeout)
+	if ns.fresh&unix.CLONE_NEWUSER != 0 {
+		if err := passIDMaps(child, c.spec, deadline); err != nil {
+			return err
+		}
+	}
+	regs, err := child.AwaitGate(deadline)
+	if err != nil {
+		return err
+	}
+	if ns.all()&unix.CLONE_NEWUSER != 0 {
+		if err := writeOOMScore(child.PID(), oomScore(p.spec)); err != nil {
+			return err
+		}
+	}
+	return p.connect(pl, regs)
+}
+
+// passIDMaps lets a child in a new user namespace become somebody in it.
+func passIDMaps(child *nsexec.Child, spec *specs.Spec, deadline time.Time) error {
+	if _, err := child.AwaitGate(deadline); err != nil {
+		return err
+	}
+	if err := writeIDMaps(child.PID(), spec.Linux); err != nil {
+		return err
+	}
+	return child.Open()
+}
+
+func writeOOMScore(pid, score int) error {
+	return os.WriteFile(fmt.Sprintf("/proc/%d/oom_score_adj", pid), fmt.Append(nil, score), 0)
+}
+
+func bindStdio(pl *plan, io *stdio) {
+	for i, r := range pl.stdio {
+		pl.program.Bind(r, int(io.child[i].Fd()))
+	}
+}
+
+// connect starts the pumps of a process that stands at its last gate, or has
+// been launched without one.
+func (p *process) connect(pl *plan, regs *nsexec.Registers) error {
+	if pl.terminal {
+		master, err := p.handle.GetFd(regs.Fd(pl.tty))
+		if err != nil {
+			return err
+		}
+		if err := p.io.attachTerminal(master); err != nil {
+			return err
+		}
+		if size := p.spec.ConsoleSize; size != nil {
+			if err := p.io.resize(uint32(size.Width), uint32(size.Height)); err != nil {
+				return err
+			}
+		}
+	}
+	p.io.start()
+	return nil
+}
+
+// reapFailed ends a child of a failed launch and waits until it is reaped.
+func reapFailed(child *nsexec.Child) {
+	child.Abandon()
+	_ = child.Signal(unix.SIGKILL)
+	select {
+	case <-child.Done():
+		_ = child.Process.Close()
+	case <-time.After(deleteTimeout): // stuck in the kernel: the reaper's, when it ends
+	}
+}

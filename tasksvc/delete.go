@@ -1,0 +1,118 @@
+package tasksvc
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	eventsapi "github.com/containerd/containerd/api/events"
+	"golang.org/x/sys/unix"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"vminit/internal/sys"
+)
+
+// deleteTimeout bounds a delete whose caller sets no deadline: a process stuck
+// in the kernel must not hold it for ever. A later Delete tries again.
+const deleteTimeout = 15 * time.Second
+
+// deleteInit takes away the container. One that was created and never started
+// is killed first; one that runs is refused.
+func (c *container) deleteInit(ctx context.Context) error {
+	p := c.init
+	ctx, cancel := context.WithTimeout(ctx, deleteTimeout)
+	defer cancel()
+	c.mu.Lock()
+	if err := p.begin("delete", Created, Stopped); err != nil {
+		c.mu.Unlock()
+		return err
+	}
+	created := p.state == Created
+	execs := make([]*process, 0, len(c.execs))
+	for _, e := range c.execs {
+		execs = append(execs, e)
+	}
+	c.mu.Unlock()
+
+	err := c.teardown(ctx, p, execs, created)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	p.busy = ""
+	if err != nil {
+		return fmt.Errorf("delete %s: %w", p.name(), err)
+	}
+	if err := p.state.enter(Deleted); err != nil {
+		return err
+	}
+	if p.ran || created {
+		c.publish("/tasks/delete", &eventsapi.TaskDelete{
+			ContainerID: c.id, ID: c.id, Pid: p.pid(), ExitStatus: uint32(p.exit.Code), ExitedAt: timestamppb.New(p.exit.At),
+		})
+	}
+	return nil
+}
+
+// teardown releases everything the container holds. Each part can be repeated:
+// what fails by the deadline is left for the next Delete.
+func (c *container) teardown(ctx context.Context, p *process, execs []*process, kill bool) error {
+	if kill {
+		if err := p.handle.Signal(unix.SIGKILL); err != nil && !isGone(err) {
+			return err
+		}
+	}
+	if err := c.cgroup.Kill(); err != nil && !errors.Is(err, sys.ErrNotFound) {
+		return err
+	}
+	for _, x := range append(execs, p) {
+		if _, err := x.awaitExit(ctx); err != nil {
+			return err
+		}
+		x.release(ctx)
+	}
+	if err := c.cgroup.Delete(ctx); err != nil {
+		return err
+	}
+	if err := c.unmount(); err != nil {
+		return err
+	}
+	return c.cgroup.Close()
+}
+
+// release waits for the last output and closes what a process that has ended
+// holds.
+func (p *process) release(ctx context.Context) {
+	if p.child != nil {
+		p.child.Abandon()
+	}
+	if p.io != nil {
+		_ = p.io.drained(ctx) // whatever is not out by then is lost, as drain's deadline says
+		p.io.close()
+	}
+	if p.handle != nil {
+		_ = p.handle.Close()
+	}
+}
+
+// deleteExec forgets an exec that has ended or was never started.
+func (c *container) deleteExec(ctx context.Context, p *process) error {
+	ctx, cancel := context.WithTimeout(ctx, deleteTimeout)
+	defer cancel()
+	c.mu.Lock()
+	if err := p.begin("delete", Created, Stopped); err != nil {
+		c.mu.Unlock()
+		return err
+	}
+	c.mu.Unlock()
+	p.release(ctx)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if p.state == Created {
+		c.settleStart(p, errNeverStarted)
+	}
+	p.busy = ""
+	delete(c.execs, p.id)
+	return p.state.enter(Deleted)
+}
+
+var errNeverStarted = errors.New("the process was deleted before it was started")

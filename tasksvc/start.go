@@ -1,0 +1,138 @@
+package tasksvc
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"vminit/internal/sys"
+	"vminit/nsexec"
+)
+
+// start opens the start gate of the container's init.
+func (c *container) start() (uint32, error) {
+	p := c.init
+	c.mu.Lock()
+	if err := p.begin("start", Created); err != nil {
+		c.mu.Unlock()
+		return 0, err
+	}
+	p.early.starting = true
+	child := p.child
+	p.child = nil
+	c.mu.Unlock()
+
+	err := child.Open()
+	if err == nil {
+		err = child.AwaitExec(time.Now().Add(launchTimeout))
+	}
+	if err != nil {
+		child.Abandon()
+		_ = child.Signal(unix.SIGKILL)
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.settleStart(p, err)
+	return p.pid(), err
+}
+
+// startExec makes the exec's process inside the container.
+func (c *container) startExec(ctx context.Context, p *process) (uint32, error) {
+	c.mu.Lock()
+	err := c.mayExec()
+	if err == nil {
+		err = p.begin("start", Created)
+	}
+	if err != nil {
+		c.mu.Unlock()
+		return 0, err
+	}
+	p.early.starting = true
+	c.exits.starting(p)
+	c.mu.Unlock()
+
+	err = c.launchExec(ctx, p)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.settleStart(p, err)
+	return p.pid(), err
+}
+
+// mayExec says whether the container takes a new process. The caller holds mu.
+func (c *container) mayExec() error {
+	switch p := c.init; {
+	case p.early.ended || p.state == Stopped:
+		return sys.Mark(sys.ErrState, fmt.Errorf("container %s has ended", c.id))
+	case p.state != Running: // also: its namespaces are final once init has exec'd
+		return sys.Mark(sys.ErrState, fmt.Errorf("container %s is %s", c.id, p.state))
+	}
+	return nil
+}
+
+// launchExec takes an exec from nothing to its program.
+func (c *container) launchExec(ctx context.Context, p *process) (err error) {
+	var back undo
+	defer func() {
+		if err != nil {
+			back.run()
+		}
+	}()
+	o := compileOptions{id: c.id, newRing: true, oomAdjust: c.svc.oomAdjust}
+	pl, pidfd, err := compileExec(p.spec, c.spec.Linux.Seccomp, c.join, o)
+	if err != nil {
+		return err
+	}
+	back.add(func() { pl.program.Close() })
+	io, err := p.openStdio(ctx, createOptions{})
+	if err != nil {
+		return err
+	}
+	back.add(io.close)
+	bindStdio(pl, io)
+	init := c.init.handle
+	pl.program.Bind(pidfd, init.Pidfd())
+	pidns := -1
+	if c.join&unix.CLONE_NEWPID != 0 {
+		pidns = init.Pidfd()
+	}
+	child, err := c.svc.cfg.Launcher.Start(nsexec.Launch{Program: pl.program, Cgroup: int(c.cgroup.Dir().Fd()), PIDNS: pidns})
+	if err != nil {
+		return err
+	}
+	back.add(func() {
+		child.Abandon()
+		_ = child.Signal(unix.SIGKILL)
+	})
+	c.mu.Lock()
+	p.handle, p.io = child.Process, io
+	c.exits.launched(p)
+	c.mu.Unlock()
+	go p.watch()
+	for _, w := range pl.warnings {
+		c.svc.log.Warn(w, "process", p.name())
+	}
+	return p.runExec(pl, child)
+}
+
+// runExec takes a launched exec through its gate, if it has one, to its program.
+func (p *process) runExec(pl *plan, child *nsexec.Child) error {
+	deadline := time.Now().Add(launchTimeout)
+	var regs *nsexec.Registers
+	if pl.terminal {
+		var err error
+		if regs, err = child.AwaitGate(deadline); err != nil {
+			return err
+		}
+	}
+	if err := p.connect(pl, regs); err != nil {
+		return err
+	}
+	if pl.terminal {
+		if err := child.Open(); err != nil {
+			return err
+		}
+	}
+	return child.AwaitExec(deadline)
+}

@@ -1,0 +1,347 @@
+package tasksvc
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"vminit/internal/sys"
+	"vminit/vsockstream"
+)
+
+// drainTimeout bounds how long the output of an ended process may take to reach
+// a host that reads slowly, or never.
+const drainTimeout = 10 * time.Second
+
+// closeQuiet is how long after CloseIO a stdin stream that the host did not
+// half-close must be silent to count as ended: bytes may still be under way.
+const closeQuiet = time.Second
+
+// stdioURIs say where a process's stdio goes (design: WIRE.md section 3).
+type stdioURIs struct {
+	stdin, stdout, stderr string
+	terminal              bool
+}
+
+// stdio is the plumbing of one process. It belongs to the process; its methods
+// are for one goroutine at a time, but drain and closeStdin are safe any time
+// after attach.
+type stdio struct {
+	uris  stdioURIs
+	child [3]*os.File // the process's own ends, closed once it has them
+	in    *vsockstream.Pump
+	out   []*vsockstream.Pump
+	hold  io.Closer // the writing side of a stdin fifo, until CloseIO
+	tty   *os.File  // master of the pty
+
+	ends [2]vsockstream.End // a terminal's streams, until there is a pty
+}
+
+// openStdio opens what the URIs name and makes the process's ends. uid and gid
+// will own the pipes, so that /dev/stdout can be opened again.
+func openStdio(ctx context.Context, hub *vsockstream.Hub, uris stdioURIs, uid, gid uint32) (*stdio, error) {
+	s := &stdio{uris: uris}
+	if err := s.open(ctx, hub, int(uid), int(gid)); err != nil {
+		s.close()
+		return nil, err
+	}
+	return s, nil
+}
+
+func (s *stdio) open(ctx context.Context, hub *vsockstream.Hub, uid, gid int) error {
+	if s.uris.terminal {
+		return s.openTerminal(ctx, hub)
+	}
+	if err := s.openInput(ctx, hub, uid, gid); err != nil {
+		return err
+	}
+	for i, uri := range []string{s.uris.stdout, s.uris.stderr} {
+		if i == 1 && uri != "" && uri == s.uris.stdout {
+			s.child[2] = s.child[1]
+			break
+		}
+		if err := s.openOutput(ctx, hub, 1+i, uri, uid, gid); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (s *stdio) openInput(ctx context.Context, hub *vsockstream.Hub, uid, gid int) error {
+	if s.uris.stdin == "" {
+		return s.null(0)
+	}
+	src, err := s.openEnd(ctx, hub, s.uris.stdin, false)
+	if err != nil {
+		return fmt.Errorf("stdin %s: %w", s.uris.stdin, err)
+	}
+	r, w, err := pipe(false, uid, gid)
+	if err != nil {
+		src.Close()
+		return fmt.Errorf("stdin: %w", err)
+	}
+	s.child[0] = r
+	s.in, err = vsockstream.NewPump(vsockstream.PumpConfig{Dst: w, Src: src})
+	return err
+}
+
+func (s *stdio) openOutput(ctx context.Context, hub *vsockstream.Hub, fd int, uri string, uid, gid int) error {
+	if uri == "" {
+		return s.null(fd)
+	}
+	dst, err := s.openEnd(ctx, hub, uri, true)
+	if err != nil {
+		return fmt.Errorf("%s %s: %w", [3]string{"stdin", "stdout", "stderr"}[fd], uri, err)
+	}
+	r, w, err := pipe(true, uid, gid)
+	if err != nil {
+		dst.Close()
+		return fmt.Errorf("fd %d: %w", fd, err)
+	}
+	s.child[fd] = w
+	pump, err := vsockstream.NewPump(vsockstream.PumpConfig{Dst: dst, Src: r})
+	if err != nil {
+		return err
+	}
+	s.out = append(s.out, pump)
+	return nil
+}
+
+// openTerminal opens the streams of a terminal; until the child has its pty, its
+// fds are /dev/null.
+func (s *stdio) openTerminal(ctx context.Context, hub *vsockstream.Hub) error {
+	for fd := range 3 {
+		if err := s.null(fd); err != nil {
+			return err
+		}
+	}
+	for i, uri := range []string{s.uris.stdin, s.uris.stdout} {
+		if uri == "" {
+			continue
+		}
+		if i == 1 && uri == s.uris.stdin {
+			return sys.Invalidf("stdin and stdout of a terminal need streams of their own")
+		}
+		end, err := s.openEnd(ctx, hub, uri, i == 1)
+		if err != nil {
+			return fmt.Errorf("terminal %s: %w", uri, err)
+		}
+		s.ends[i] = end
+	}
+	return nil
+}
+
+// attachTerminal connects the streams with the pty's master, which is the
+// stdio's from now on.
+func (s *stdio) attachTerminal(master int) error {
+	if err := unix.SetNonblock(master, true); err != nil {
+		unix.Close(master)
+		return fmt.Errorf("terminal: %w", err)
+	}
+	s.tty = os.NewFile(uintptr(master), "pty")
+	var err error
+	if s.ends[0] != nil {
+		s.in, err = vsockstream.NewPump(vsockstream.PumpConfig{Dst: s.tty, Src: s.ends[0], KeepDst: true})
+		s.ends[0] = nil
+		if err != nil {
+			return err
+		}
+	}
+	if s.ends[1] == nil { // nobody looks: but somebody must read
+		if s.ends[1], err = os.OpenFile("/dev/null", os.O_WRONLY, 0); err != nil {
+			return err
+		}
+	}
+	pump, err := vsockstream.NewPump(vsockstream.PumpConfig{Dst: s.ends[1], Src: s.tty, KeepSrc: true})
+	s.ends[1] = nil
+	if err != nil {
+		return err
+	}
+	s.out = append(s.out, pump)
+	return nil
+}
+
+// openEnd opens one URI on the daemon's side.
+func (s *stdio) openEnd(ctx context.Context, hub *vsockstream.Hub, uri string, output bool) (vsockstream.End, error) {
+	scheme, path := "fifo", uri
+	if strings.Contains(uri, "://") {
+		u, err := url.Parse(uri)
+		if err != nil {
+			return nil, sys.Mark(sys.ErrInvalid, err)
+		}
+		scheme, path = u.Scheme, u.Path
+		if scheme == "stream" {
+			path = strings.TrimPrefix(uri, "stream://")
+		}
+	}
+	switch scheme {
+	case "stream":
+		if hub == nil {
+			return nil, sys.Unsupportedf("no stream listener is configured")
+		}
+		return hub.Claim(ctx, path)
+	case "fifo":
+		return s.openFifo(path, output)
+	case "file":
+		if !output || !filepath.IsAbs(path) {
+			return nil, sys.Invalidf("a file:// URI is for output and has an absolute path")
+		}
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			return nil, err
+		}
+		return os.OpenFile(path, os.O_WRONLY|os.O_APPEND|os.O_CREATE|unix.O_NONBLOCK, 0o644)
+	case "binary":
+		return nil, sys.Unsupportedf("logging binaries are not supported yet")
+	}
+	return nil, sys.Invalidf("scheme %q is not one of stream, fifo, file", scheme)
+}
+
+// openFifo opens a named pipe without waiting for the peer. For output it is
+// held open for reading too, so that a reader may come and go; for input a
+// writer is held until CloseIO, so that a host may open it more than once.
+func (s *stdio) openFifo(path string, output bool) (*os.File, error) {
+	if !filepath.IsAbs(path) {
+		return nil, sys.Invalidf("the path is not absolute")
+	}
+	flags := os.O_RDWR
+	if !output {
+		flags = os.O_RDONLY
+	}
+	f, err := os.OpenFile(path, flags|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, err
+	}
+	if st, err := f.Stat(); err != nil || st.Mode().Type() != os.ModeNamedPipe {
+		f.Close()
+		return nil, errors.Join(err, sys.Invalidf("not a named pipe"))
+	}
+	if !output {
+		if s.hold, err = os.OpenFile(path, os.O_WRONLY|unix.O_NONBLOCK, 0); err != nil {
+			f.Close()
+			return nil, err
+		}
+	}
+	return f, nil
+}
+
+func (s *stdio) null(fd int) (err error) {
+	s.child[fd], err = os.OpenFile("/dev/null", os.O_RDWR, 0)
+	return err
+}
+
+// start lets the bytes move. The process exists and has its ends.
+func (s *stdio) start() {
+	s.closeChild()
+	if s.in != nil {
+		_ = s.in.Start()
+	}
+	for _, p := range s.out {
+		_ = p.Start()
+	}
+}
+
+func (s *stdio) closeChild() {
+	for i, f := range s.child {
+		if f != nil {
+			f.Close()
+			s.child[i] = nil
+		}
+	}
+}
+
+// drain moves what is left after the process has ended. It does not wait.
+func (s *stdio) drain(deadline time.Time) {
+	for _, p := range s.out {
+		p.Drain(deadline)
+	}
+}
+
+// drained waits until all output is out or the deadline of drain has passed.
+func (s *stdio) drained(ctx context.Context) error {
+	for _, p := range s.out {
+		select {
+		case <-p.Done():
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	return nil
+}
+
+// closeStdin ends the process's stdin once everything sent so far is in it.
+func (s *stdio) closeStdin() {
+	if s.hold != nil {
+		s.hold.Close()
+	} else if s.in != nil {
+		s.in.DrainQuiet(closeQuiet, time.Time{})
+	}
+}
+
+// resize sets the size of the terminal.
+func (s *stdio) resize(width, height uint32) error {
+	if s.tty == nil {
+		return sys.Mark(sys.ErrState, errors.New("the process has no terminal"))
+	}
+	rc, err := s.tty.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var ioctlErr error
+	err = rc.Control(func(fd uintptr) {
+		ioctlErr = unix.IoctlSetWinsize(int(fd), unix.TIOCSWINSZ, &unix.Winsize{Row: uint16(height), Col: uint16(width)})
+	})
+	return errors.Join(err, ioctlErr)
+}
+
+// close ends everything, delivered or not. Safe to call twice.
+func (s *stdio) close() {
+	s.closeChild()
+	for _, e := range s.ends {
+		if e != nil {
+			e.Close()
+		}
+	}
+	if s.in != nil {
+		s.in.Close()
+	}
+	for _, p := range s.out {
+		p.Close()
+	}
+	if s.hold != nil {
+		s.hold.Close()
+	}
+	if s.tty != nil {
+		s.tty.Close()
+	}
+}
+
+// pipe makes a pipe whose daemon end is pollable and whose process end blocks,
+// as programs expect. It returns the reading and the writing end.
+func pipe(output bool, uid, gid int) (r, w *os.File, err error) {
+	var fds [2]int
+	if err := unix.Pipe2(fds[:], unix.O_CLOEXEC); err != nil {
+		return nil, nil, fmt.Errorf("pipe: %w", err)
+	}
+	ours, theirs := fds[1], fds[0]
+	if output {
+		ours, theirs = fds[0], fds[1]
+	}
+	err = unix.SetNonblock(ours, true)
+	if err == nil && (uid != 0 || gid != 0) {
+		err = unix.Fchown(theirs, uid, gid)
+	}
+	if err != nil {
+		unix.Close(fds[0])
+		unix.Close(fds[1])
+		return nil, nil, fmt.Errorf("pipe: %w", err)
+	}
+	return os.NewFile(uintptr(fds[0]), "pipe"), os.NewFile(uintptr(fds[1]), "pipe"), nil
+}

@@ -1,0 +1,112 @@
+package tasksvc
+
+import (
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"time"
+
+	"github.com/containerd/containerd/api/types"
+	"github.com/containerd/ttrpc"
+	"google.golang.org/protobuf/types/known/emptypb"
+
+	vmeventsapi "vminit/api/services/vmevents/v1"
+)
+
+// Events serves an Exchange as the streaming service Events, under the names
+// spinbox.services.vmevents.v1 and nerdbox.services.vmevents.v1.
+type Events struct {
+	exchange *Exchange
+	log      *slog.Logger
+}
+
+// NewEvents returns the service over x, which must outlive it.
+func NewEvents(x *Exchange, log *slog.Logger) *Events {
+	return &Events{exchange: x, log: log}
+}
+
+// Register adds the service to srv under both names.
+func (e *Events) Register(srv *ttrpc.Server) {
+	vmeventsapi.RegisterTTRPCEventsService(srv, e)
+	vmeventsapi.RegisterNerdboxTTRPCEventsService(srv, nerdboxEvents{e})
+}
+
+// Stream implements Events.Stream.
+func (e *Events) Stream(ctx context.Context, _ *emptypb.Empty, stream vmeventsapi.TTRPCEvents_StreamServer) error {
+	return e.serve(ctx, stream.Send)
+}
+
+// nerdboxEvents is Events with the generated types of its other name.
+type nerdboxEvents struct{ *Events }
+
+func (e nerdboxEvents) Stream(ctx context.Context, _ *emptypb.Empty, stream vmeventsapi.NerdboxTTRPCEvents_StreamServer) error {
+	return e.serve(ctx, stream.Send)
+}
+
+// serve sends events until the connection ends, or the Exchange does.
+func (e *Events) serve(ctx context.Context, send func(*types.Envelope) error) error {
+	return guardStream(e.log, "vmevents.Stream", func() error {
+		sub := e.exchange.Subscribe()
+		var last time.Time // the last event sent was handed over after this
+		for {
+			asked := time.Now()
+			env, err := sub.Next(ctx)
+			if errors.Is(err, io.EOF) {
+				sub.Close()
+				return nil
+			} else if err != nil {
+				sub.Lost(lostSince(ctx, last))
+				return err
+			}
+			last = asked
+			if err := send(env); err != nil {
+				sub.Lost(earlier(last, lostSince(ctx, last)))
+				return err
+			}
+		}
+	})
+}
+
+// lostSince tells from how the connection ended which events sent over it may
+// not have arrived: those handed over since the time returned, none if it is
+// zero. Only the last one was handed over after last.
+func lostSince(ctx context.Context, last time.Time) time.Time {
+	c, ok := ctx.Value(connKey{}).(*conn)
+	if !ok || last.IsZero() {
+		return time.Time{}
+	}
+	switch c.fate() {
+	case fateReset: // the peer went away with data unread, or the device was reset
+		return time.Now().Add(-inDoubt)
+	case fateWriteFailed: // ttrpc stops at the first failed write, so it was this one
+		return last
+	}
+	return time.Time{}
+}
+
+// earlier returns the earlier of two times, of which b may be zero.
+func earlier(a, b time.Time) time.Time {
+	if !b.IsZero() && b.Before(a) {
+		return b
+	}
+	return a
+}
+
+// Observe sends events from now on with send until ctx is done or the Exchange
+// is closed; see Exchange.Observe.
+func (e *Events) Observe(ctx context.Context, send func(*types.Envelope) error) error {
+	sub := e.exchange.Observe()
+	defer sub.Close()
+	for {
+		env, err := sub.Next(ctx)
+		if errors.Is(err, io.EOF) {
+			return nil
+		} else if err != nil {
+			return err
+		}
+		if err := send(env); err != nil {
+			return err
+		}
+	}
+}
