@@ -114,7 +114,6 @@ func (s *session) serveFlow(rx *vring, n uint32) {
 		s.sendFlow(rx, f, opCreditUpdate, 0)
 	}
 	s.schedule(f)
-	rx.interrupt()
 }
 
 // sendShutdown tells the guest which ways the host has closed. After both only the

@@ -51,18 +51,18 @@ func load(path string) error {
 func serve() error {
 	end := make(chan struct{})
 	services := []func(*vsock.Conn){
-		echo,    // 1000: everything comes back, half-close included
-		hash,    // 1001: everything in, then its SHA-256 out
-		count,   // 1002: everything in, then the number of bytes out
-		random,  // 1003: number n in, then n bytes of Stream(n) out
-		zeros,   // 1004: number n in, then n zero bytes out
-		echo,    // 1005: echo with a buffer of 4 KiB
-		connect, // 1006: port, connections, bytes in; then the guest dials, failures out
-		abandon, // 1007: closes after one byte, without reading the rest
-		hold,    // 1008: reads nothing until told by any connection to 1009
-		release, // 1009
-		func(*vsock.Conn) { close(end) },                                            // 1010: power off
-		func(*vsock.Conn) { _ = unix.Reboot(unix.LINUX_REBOOT_CMD_RESTART) },        // 1011: reset
+		echo,                             // 1000: everything comes back, half-close included
+		hash,                             // 1001: everything in, then its SHA-256 out
+		count,                            // 1002: everything in, then the number of bytes out
+		random,                           // 1003: number n in, then n bytes of Stream(n) out
+		zeros,                            // 1004: number n in, then n zero bytes out
+		echo,                             // 1005: echo with a buffer of 4 KiB
+		connect,                          // 1006: port, connections, bytes in; then the guest dials, failures out
+		abandon,                          // 1007: closes after one byte, without reading the rest
+		hold,                             // 1008: reads nothing until told by any connection to 1009
+		release,                          // 1009
+		func(*vsock.Conn) { close(end) }, // 1010: power off
+		func(*vsock.Conn) { _ = unix.Reboot(unix.LINUX_REBOOT_CMD_RESTART) },       // 1011: reset
 		func(c *vsock.Conn) { _, _ = c.Write(bytes.Repeat([]byte("x"), 100<<10)) }, // 1012: last words
 	}
 	for i, service := range services {
