@@ -99,6 +99,7 @@ func (d *daemon) checkEverything() {
 	report("sysctl panic", wantFile("/proc/sys/kernel/panic", "-1"))
 	report("sysctl protected_symlinks", wantFile("/proc/sys/fs/protected_symlinks", "1"))
 	report("sysctl modprobe", wantFile("/proc/sys/kernel/modprobe", "\n"))
+	report("RCU", wantFile("/sys/kernel/rcu_expedited", "1"))
 	report("modules", wantFile("/proc/modules", "vmw_vsock_virtio_transport", "overlay", "erofs", "virtio_net"))
 	report("hostname", wantFile("/proc/sys/kernel/hostname", "box"))
 	report("resolv.conf", wantFile("/etc/resolv.conf", "nameserver 10.0.2.3\n"))

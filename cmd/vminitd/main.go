@@ -41,6 +41,7 @@ func (d *daemon) runGuest() {
 		r.Optional("load modules", func() error { return boot.LoadModules(boot.ModuleList) })
 	})
 	boot.MountAll(r)
+	r.Optional("expedite RCU", boot.ExpediteRCU)
 	r.Optional("console", boot.AttachConsole)
 	r.Optional("device links", boot.DevLinks)
 	r.Optional("hide memory", boot.HideMemory)
