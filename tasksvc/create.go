@@ -122,7 +122,11 @@ func (s *Service) makeCgroup(c *container, back *undo) (err error) {
 	if path == "" {
 		path = filepath.Join("/", c.namespace, c.id)
 	}
-	if c.cgroup, err = s.cfg.Cgroups.Create(path); err != nil {
+	tree, err := s.cfg.Cgroups()
+	if err != nil {
+		return err
+	}
+	if c.cgroup, err = tree.Create(path); err != nil {
 		return err
 	}
 	back.add(func() {

@@ -44,7 +44,7 @@ func newHost(t testing.TB) *host {
 	settled := make(chan struct{})
 	close(settled)
 	h := &host{t: t, events: NewExchange(log), fifos: t.TempDir()}
-	h.Service, err = NewService(Config{Launcher: l, Cgroups: tree, CgroupMount: mount, Events: h.events, Settled: settled, Shutdown: func() {}, Version: "test", Logger: log})
+	h.Service, err = NewService(Config{Launcher: l, Cgroups: func() (*cgroup2.Tree, error) { return tree, nil }, CgroupMount: mount, Events: h.events, Settled: settled, Shutdown: func() {}, Version: "test", Logger: log})
 	require.NoError(t, err)
 	t.Cleanup(func() {
 		require.Empty(t, h.containers, "containers left")

@@ -27,13 +27,15 @@ import (
 
 // Config is what a Service works with. All of it outlives the Service.
 type Config struct {
-	Launcher    *nsexec.Launcher
-	Cgroups     *cgroup2.Tree
+	Launcher *nsexec.Launcher
+	// Cgroups returns the tree containers live in, always the same one. It is
+	// called after Settled.
+	Cgroups     func() (*cgroup2.Tree, error)
 	CgroupMount string           // where the tree's hierarchy is mounted
 	Streams     *vsockstream.Hub // nil: stream:// URIs are refused
 	Events      *Exchange
-	Shutdown    func()          // called once by a Shutdown that is carried out
 	Settled     <-chan struct{} // closed when the guest is ready for containers
+	Shutdown    func()          // called once by a Shutdown that is carried out
 	Version     string
 	Logger      *slog.Logger
 }

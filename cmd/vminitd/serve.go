@@ -2,14 +2,37 @@ package main
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"log/slog"
+	"net"
+	"sync"
 
+	"github.com/containerd/ttrpc"
+
+	"vminit/cgroup2"
 	"vminit/cmd/vminitd/boot"
 	"vminit/cmd/vminitd/power"
+	"vminit/nsexec"
+	"vminit/tasksvc"
+	"vminit/vsockstream"
+)
+
+const (
+	bundleRoot  = "/run/bundles"
+	cgroupMount = "/sys/fs/cgroup"
+	cgroupTree  = "vminit" // containers live below it
 )
 
 // services is what runs behind the two ports.
-type services struct{}
+type services struct {
+	server *tasksvc.Server
+	tasks  *tasksvc.Service
+	events *tasksvc.Exchange
+	hub    *vsockstream.Hub
+	cancel context.CancelFunc // ends what runs in the background
+	run    sync.WaitGroup
+}
 
 // serviceConfig is what the services are made of.
 type serviceConfig struct {
@@ -24,16 +47,126 @@ type serviceConfig struct {
 	Shutdown func(action power.Action, reason string)
 }
 
-// serve makes the services, opens their listeners and returns; they run until
-// they are stopped.
-func serve(serviceConfig) (*services, error) {
-	// The Task service and the stream hub are wired here.
-	return &services{}, nil
+// bootSpans translates the timeline for the Guest service.
+func (c serviceConfig) bootSpans() (spans []tasksvc.BootSpan) {
+	for _, e := range c.Timeline.Entries() {
+		spans = append(spans, tasksvc.BootSpan{Name: e.Name, Start: e.Start, End: e.End, Err: e.Err})
+	}
+	return spans
 }
 
-// stop refuses new connections and requests and ends the containers.
-func (s *services) stop(context.Context) error { return nil }
+// serve makes the services, opens their listeners and returns; they run until
+// they are stopped.
+func serve(c serviceConfig) (*services, error) {
+	launcher, err := nsexec.NewLauncher()
+	if err != nil {
+		return nil, err
+	}
+	framing, err := vsockstream.ParseFraming(string(c.Options.StreamID))
+	if err != nil {
+		return nil, err
+	}
+	s := &services{
+		events: tasksvc.NewExchange(c.Log),
+		hub:    vsockstream.NewHub(vsockstream.HubConfig{Framing: framing, Logger: c.Log}),
+	}
+	s.tasks, err = tasksvc.NewService(tasksvc.Config{
+		Launcher: launcher,
+		Cgroups: sync.OnceValues(func() (*cgroup2.Tree, error) {
+			return cgroup2.OpenTree(cgroupMount, cgroupTree)
+		}),
+		CgroupMount: cgroupMount,
+		Streams:     s.hub,
+		Events:      s.events,
+		Settled:     c.Settled,
+		Shutdown:    func() { c.Shutdown(power.Off, "the host asked for it") },
+		Version:     c.Version,
+		Logger:      c.Log,
+	})
+	if err != nil {
+		return nil, err
+	}
+	s.server, err = tasksvc.NewServer(c.Log,
+		s.tasks.Register,
+		tasksvc.NewBundles(bundleRoot).Register,
+		tasksvc.NewSystem(c.Version, "/sys").Register,
+		tasksvc.NewEvents(s.events, c.Log).Register,
+		tasksvc.NewMounts().Register,
+		tasksvc.NewGuest(tasksvc.GuestConfig{
+			Events: s.events, Boot: c.bootSpans, Cgroup: cgroupMount + "/" + cgroupTree, Logger: c.Log,
+		}).Register,
+	)
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	s.cancel = cancel
+	s.run.Go(func() { launcher.ReapOrphans(ctx) })
+	if err := s.open(ctx, c); err != nil {
+		return nil, errors.Join(err, s.stop(ctx))
+	}
+	return s, nil
+}
 
-// drain waits until the events and output that are under way have been handed
-// to the host.
-func (s *services) drain(context.Context) error { return nil }
+// open opens the listeners, or dials, as the flags say.
+func (s *services) open(ctx context.Context, c serviceConfig) error {
+	o := c.Options
+	cid := fmt.Sprint(o.CID)
+	rpc, stream := fmt.Sprintf("vsock://%s:%d", cid, o.RPCPort), fmt.Sprintf("vsock://%s:%d", cid, o.StreamPort)
+	if o.Listen != "" {
+		rpc, stream = "unix://"+o.Listen, ""
+	}
+	if o.StreamListen != "" {
+		stream = "unix://" + o.StreamListen
+	}
+	listen := vsockstream.ListenConfig{AllowLocal: o.AllowLocal, Logger: c.Log}
+	if stream != "" {
+		l, err := listen.Listen(stream)
+		if err != nil {
+			return err
+		}
+		s.background(c.Log, "stream port", func() error { return s.hub.Serve(ctx, l) })
+	}
+	if o.EventsForward != "" {
+		f, err := tasksvc.NewForwarder(s.events, o.EventsForward, c.Log)
+		if err != nil {
+			return err
+		}
+		s.background(c.Log, "events forward", func() error { return f.Run(ctx) })
+	}
+	if o.RPC == rpcDial {
+		conn, err := vsockstream.Dial(ctx, fmt.Sprintf("vsock://2:%d", o.RPCPort))
+		if err != nil {
+			return err
+		}
+		s.background(c.Log, "control connection", func() error { s.server.ServeConn(ctx, conn); return nil })
+		return nil
+	}
+	l, err := listen.Listen(rpc)
+	if err != nil {
+		return err
+	}
+	s.background(c.Log, "control port", func() error { return s.server.Serve(ctx, l) })
+	return nil
+}
+
+// background runs fn until the services are stopped and logs an early end.
+func (s *services) background(log *slog.Logger, name string, fn func() error) {
+	s.run.Go(func() {
+		err := fn()
+		if err != nil && !errors.Is(err, ttrpc.ErrServerClosed) && !errors.Is(err, net.ErrClosed) && !errors.Is(err, context.Canceled) {
+			log.Error(name+" has ended", "error", err)
+		}
+	})
+}
+
+// stop refuses new containers and ends those there are.
+func (s *services) stop(ctx context.Context) error { return s.tasks.Stop(ctx) }
+
+// drain waits until the events and answers that are under way have been handed
+// to the host, then closes the ports.
+func (s *services) drain(ctx context.Context) error {
+	err := errors.Join(s.events.Drain(ctx), s.server.Shutdown(ctx), s.hub.Close())
+	s.cancel()
+	return err
+}

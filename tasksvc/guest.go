@@ -1,0 +1,135 @@
+package tasksvc
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/containerd/ttrpc"
+	"golang.org/x/sys/unix"
+	"google.golang.org/protobuf/types/known/emptypb"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	guestapi "vminit/api/services/guest/v1"
+	"vminit/internal/sys"
+)
+
+// BootSpan is one step of the guest's boot, in time since kernel start.
+type BootSpan struct {
+	Name       string
+	Start, End time.Duration
+	Err        error
+}
+
+// GuestConfig is what a Guest reports about.
+type GuestConfig struct {
+	Events *Exchange
+	Boot   func() []BootSpan // sorted by start
+	Cgroup string            // directory containers' cgroups live below
+	Logger *slog.Logger
+}
+
+// Guest is our own service: what a host needs of a microVM beside containers.
+type Guest struct{ cfg GuestConfig }
+
+// NewGuest returns the service.
+func NewGuest(cfg GuestConfig) *Guest { return &Guest{cfg} }
+
+// Register adds the service to a server.
+func (g *Guest) Register(srv *ttrpc.Server) { guestapi.RegisterTTRPCGuestService(srv, g) }
+
+// Timeline tells how long each step of the boot took.
+func (g *Guest) Timeline(context.Context, *emptypb.Empty) (*guestapi.TimelineResponse, error) {
+	var now unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &now); err != nil {
+		return nil, fmt.Errorf("clock_gettime CLOCK_BOOTTIME: %w", err)
+	}
+	resp := &guestapi.TimelineResponse{NowNs: now.Nano(), Now: timestamppb.Now()}
+	for _, s := range g.cfg.Boot() {
+		span := &guestapi.Span{Name: "boot/" + s.Name, StartNs: int64(s.Start), EndNs: int64(s.End)}
+		if s.Err != nil {
+			span.Error = s.Err.Error()
+		}
+		resp.Spans = append(resp.Spans, span)
+	}
+	return resp, nil
+}
+
+// SetTime steps the realtime clock (clock_settime(2)).
+func (g *Guest) SetTime(_ context.Context, r *guestapi.SetTimeRequest) (*guestapi.SetTimeResponse, error) {
+	if !r.Time.IsValid() {
+		return nil, sys.Invalidf("time is missing or out of range")
+	}
+	t := r.Time.AsTime()
+	if t.Year() < 1970 || t.Year() >= 2262 {
+		return nil, sys.Invalidf("time %s is not between 1970 and 2262", t)
+	}
+	step := time.Until(t)
+	ts := unix.NsecToTimespec(t.UnixNano())
+	if err := unix.ClockSettime(unix.CLOCK_REALTIME, &ts); err != nil {
+		return nil, fmt.Errorf("clock_settime: %w", err)
+	}
+	return &guestapi.SetTimeResponse{StepNs: int64(step)}, nil
+}
+
+// Sync flushes one file system, or all.
+func (g *Guest) Sync(_ context.Context, r *guestapi.SyncRequest) (*emptypb.Empty, error) {
+	if r.Path == "" {
+		unix.Sync()
+		return empty, nil
+	}
+	fd, err := unix.Open(r.Path, unix.O_RDONLY|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, fmt.Errorf("sync %s: %w", r.Path, err)
+	}
+	defer unix.Close(fd)
+	if err := unix.Syncfs(fd); err != nil {
+		return nil, fmt.Errorf("syncfs %s: %w", r.Path, err)
+	}
+	return empty, nil
+}
+
+// Events streams events to an observer.
+func (g *Guest) Events(ctx context.Context, _ *emptypb.Empty, stream guestapi.TTRPCGuest_EventsServer) error {
+	return guardStream(g.cfg.Logger, "Guest.Events", func() error {
+		sub := g.cfg.Events.Observe()
+		defer sub.Close()
+		for {
+			env, err := sub.Next(ctx)
+			if err != nil {
+				return toStatus(err)
+			}
+			if err := stream.Send(env); err != nil {
+				return err
+			}
+		}
+	})
+}
+
+// The rest of the service is not there yet.
+
+// FreezeFS is not supported yet.
+func (g *Guest) FreezeFS(context.Context, *guestapi.FreezeFSRequest) (*emptypb.Empty, error) {
+	return nil, sys.Unsupportedf("FreezeFS is not supported yet")
+}
+
+// ThawFS is not supported yet.
+func (g *Guest) ThawFS(context.Context, *guestapi.ThawFSRequest) (*emptypb.Empty, error) {
+	return nil, sys.Unsupportedf("ThawFS is not supported yet")
+}
+
+// TrimFS is not supported yet.
+func (g *Guest) TrimFS(context.Context, *guestapi.TrimFSRequest) (*guestapi.TrimFSResponse, error) {
+	return nil, sys.Unsupportedf("TrimFS is not supported yet")
+}
+
+// KernelLog is not supported yet.
+func (g *Guest) KernelLog(context.Context, *guestapi.KernelLogRequest, guestapi.TTRPCGuest_KernelLogServer) error {
+	return toStatus(sys.Unsupportedf("KernelLog is not supported yet"))
+}
+
+// Metrics is not supported yet.
+func (g *Guest) Metrics(context.Context, *emptypb.Empty) (*guestapi.MetricsResponse, error) {
+	return nil, sys.Unsupportedf("Metrics is not supported yet")
+}
