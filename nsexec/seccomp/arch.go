@@ -71,7 +71,9 @@ func (a *arch) number(e entry) uint32 {
 	return uint32(e.nr) | a.bit
 }
 
-func (a *arch) isSpecial(e entry) bool { return e.nr >= a.special[0] && e.nr <= a.special[1] && e.nr != 0 }
+func (a *arch) isSpecial(e entry) bool {
+	return a.special[1] != 0 && e.nr >= a.special[0] && e.nr <= a.special[1]
+}
 
 // callName is the i-th name of callNames.
 func callName(i int) string {

@@ -101,7 +101,7 @@ func (s *section) ranges() []piece[uint32, int] {
 			put(next, newer)
 		default:
 			put(next, deflt)
-			if end > newest+1 {
+			if end-1 > newest {
 				put(newest+1, newer)
 			}
 		}

@@ -18,16 +18,27 @@ type piece[N uint32 | uint64, T comparable] struct {
 // tree writes a binary search for the accumulator in p; at gives the label of a
 // piece's meaning and may write code for it.
 func tree[T comparable](a *assembler, p []piece[uint32, T], at func(T) label) label {
-	switch {
-	case len(p) == 1:
+	if len(p) == 1 {
 		return at(p[0].to)
-	case len(p) == 3 && p[0].to == p[2].to && p[1].start+1 == p[2].start:
-		no := at(p[0].to)
-		return a.branch(unix.BPF_JEQ, p[1].start, at(p[1].to), no)
 	}
-	mid := len(p) / 2
+	if i := exception(p); i > 0 && len(p) <= 7 { // a search is not shorter
+		rest := slices.Concat(p[:i], p[i+2:])
+		no := tree(a, rest, at)
+		return a.branch(unix.BPF_JEQ, p[i].start, at(p[i].to), no)
+	}
+	mid := (len(p) + 1) / 2
 	high := tree(a, p[mid:], at)
 	return a.branch(unix.BPF_JGE, p[mid].start, high, tree(a, p[:mid], at))
+}
+
+// exception finds a single number among others of one meaning; 0 for none.
+func exception[T comparable](p []piece[uint32, T]) int {
+	for i := 1; i+1 < len(p); i++ {
+		if p[i-1].to == p[i+1].to && p[i].start+1 == p[i+1].start {
+			return i
+		}
+	}
+	return 0
 }
 
 // assign changes the meaning of lo to hi, both included.
