@@ -34,8 +34,8 @@ type devRule struct {
 	major, minor uint32
 }
 
-// maxDeviceRules keeps the filter far below what the kernel's verifier takes.
-const maxDeviceRules = 256
+// maxDeviceRules keeps the filter to some ten thousand instructions.
+const maxDeviceRules = 1024
 
 // defaultDevices may always be used, whatever the configuration says: the
 // devices the specification gives every container, and making any node, which
