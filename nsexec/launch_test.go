@@ -1,10 +1,12 @@
 package nsexec
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
 	"os"
+	"os/exec"
 	"strings"
 	"sync"
 	"testing"
@@ -13,6 +15,8 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
+
+	"vminit/internal/sys"
 )
 
 func soon() time.Time { return time.Now().Add(20 * time.Second) }
@@ -210,4 +214,49 @@ func requireRoot(t testing.TB) {
 		t.Fatalf("rung %s must run as root", rung)
 	}
 	t.Skip("needs root")
+}
+
+// TestOrphans runs the reaper beside launches: neither takes the other's exits.
+func TestOrphans(t *testing.T) {
+	requireRoot(t)
+	if os.Getenv("VMINIT_ORPHANS") == "" { // in a process of its own: it becomes a subreaper
+		cmd := exec.Command(os.Args[0], "-test.run=^TestOrphans$")
+		cmd.Env = append(os.Environ(), "VMINIT_ORPHANS=1")
+		out, err := cmd.CombinedOutput()
+		require.NoError(t, err, "%s", out)
+		return
+	}
+	require.NoError(t, unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0))
+	l := launcher(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	reaperDone := make(chan struct{})
+	go func() { l.ReapOrphans(ctx); close(reaperDone) }()
+	null := devNull(t)
+	var wg sync.WaitGroup
+	for i := range 4 {
+		wg.Go(func() {
+			for n := range 50 {
+				want := (i*50 + n) % 100
+				script := fmt.Sprintf("(sleep 0.0%d &) ; (true &) ; exit %d", n%10, want)
+				c, err := l.Start(Launch{Program: bare(t, plainProcess("sh", "-c", script), null, null, null, ""), Cgroup: -1, PIDNS: -1})
+				if err == nil {
+					err = c.AwaitExec(soon())
+				}
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				if got := wait(t, c.Process); got.Code != want {
+					t.Errorf("exit code %d, want %d", got.Code, want)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	require.Eventually(t, func() bool {
+		_, err := sys.Waitid(unix.P_ALL, 0, unix.WEXITED|unix.WNOHANG|unix.WNOWAIT)
+		return err == unix.ECHILD
+	}, 10*time.Second, 20*time.Millisecond, "zombies or orphans are left")
+	cancel()
+	<-reaperDone
 }

@@ -156,9 +156,10 @@ func (p *Process) GetFd(n int) (int, error) {
 // does nothing, so a live child is never forgotten.
 func (p *Process) Close() error {
 	p.mu.Lock()
-	defer p.mu.Unlock()
-	if !p.reaped {
+	reaped := p.reaped
+	p.mu.Unlock()
+	if !reaped {
 		return fmt.Errorf("close process %d: %w", p.pid, os.ErrInvalid)
 	}
-	return p.pidfd.Close()
+	return p.pidfd.Close() // waits for watch, which takes mu
 }

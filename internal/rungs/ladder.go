@@ -1,0 +1,141 @@
+package main
+
+import (
+	"bufio"
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"strings"
+	"time"
+)
+
+// counts are the results of single tests.
+type counts struct{ passed, failed, skipped int }
+
+// ladder is one run of the command.
+type ladder struct {
+	pattern string
+	verbose bool
+	out     io.Writer
+	dir     string // of test binaries
+	total   counts
+}
+
+// packageTimeout ends a package's tests that hang.
+const packageTimeout = 20 * time.Minute
+
+// host runs every package's tests on this machine.
+func (l *ladder) host(rung string, packages []pkg, race bool, wrapper []string) error {
+	fmt.Fprintf(l.out, "== %s\n", rung)
+	for _, p := range packages {
+		binary, err := l.build(p, race)
+		if err != nil {
+			fmt.Fprintln(l.out, err)
+			l.total.failed++
+			continue
+		}
+		args := append(append([]string{}, wrapper...), binary, "-test.v=test2json", "-test.timeout="+packageTimeout.String())
+		if l.pattern != "" {
+			args = append(args, "-test.run="+l.pattern)
+		}
+		cmd := exec.Command(args[0], args[1:]...)
+		cmd.Dir = p.dir
+		cmd.Env = append(os.Environ(), "VMINIT_RUNG="+rung, "HOME=/tmp", "TMPDIR=/tmp")
+		if err := l.run(rung, p.path, cmd); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// run runs one test binary and counts what it reports.
+func (l *ladder) run(rung, path string, cmd *exec.Cmd) error {
+	r, w, err := os.Pipe()
+	if err != nil {
+		return err
+	}
+	cmd.Stdout, cmd.Stderr = w, w
+	err = cmd.Start()
+	w.Close()
+	if err != nil {
+		r.Close()
+		return fmt.Errorf("run the tests of %s: %w", path, err)
+	}
+	defer r.Close()
+	before := l.total
+	began := time.Now()
+	output, err := l.count(rung, path, r)
+	if err != nil {
+		return err
+	}
+	if err := cmd.Wait(); err != nil && l.total.failed == before.failed { // a panic, a timeout, os.Exit
+		l.total.failed++
+		fmt.Fprintf(l.out, "--- FAIL: %s (%v)\n%s", path, err, output)
+	}
+	fmt.Fprintf(l.out, "   %-40s %4d passed, %d failed, %d skipped  %6.1fs\n", path, l.total.passed-before.passed,
+		l.total.failed-before.failed, l.total.skipped-before.skipped, time.Since(began).Seconds())
+	return nil
+}
+
+// event is a line of test2json.
+type event struct{ Action, Test, Output string }
+
+// count reads a test binary's output through test2json. It prints what failed
+// and why something was skipped, and returns the last output that belongs to
+// no test.
+func (l *ladder) count(rung, path string, r io.Reader) (string, error) {
+	conv := exec.Command("go", "tool", "test2json", "-p", path)
+	conv.Stdin, conv.Stderr = r, os.Stderr
+	events, err := conv.StdoutPipe()
+	if err != nil {
+		return "", err
+	}
+	if err := conv.Start(); err != nil {
+		return "", err
+	}
+	logs := map[string]*strings.Builder{}
+	lines := bufio.NewScanner(events)
+	lines.Buffer(nil, 16<<20)
+	for lines.Scan() {
+		var e event
+		if json.Unmarshal(lines.Bytes(), &e) != nil {
+			continue
+		}
+		log := logs[e.Test]
+		if log == nil {
+			log = &strings.Builder{}
+			logs[e.Test] = log
+		}
+		log.WriteString(e.Output)
+		if e.Test != "" {
+			l.result(rung, path, e, log.String())
+		}
+	}
+	rest := ""
+	if log := logs[""]; log != nil {
+		rest = log.String()
+	}
+	return rest[max(0, len(rest)-16<<10):], conv.Wait()
+}
+
+func (l *ladder) result(rung, path string, e event, log string) {
+	switch e.Action {
+	case "pass":
+		l.total.passed++
+		if l.verbose {
+			fmt.Fprint(l.out, log)
+		}
+	case "fail":
+		l.total.failed++
+		fmt.Fprintf(l.out, "--- FAIL: [%s] %s %s\n%s", rung, path, e.Test, log)
+	case "skip":
+		l.total.skipped++
+		if l.verbose {
+			fmt.Fprintf(l.out, "--- SKIP: [%s] %s %s\n%s", rung, path, e.Test, log)
+		}
+	}
+}
+
+func (l *ladder) vm(packages []pkg) error { return fmt.Errorf("not written yet") }

@@ -1,0 +1,124 @@
+// Command rungs runs the project's tests on the ladder of docs/testing.md and
+// prints one summary line: "N passed, N failed, N skipped".
+//
+//	user  every package's tests as an ordinary user
+//	root  the same, race-detected, as root in a private mount namespace
+//	vm    every package's tests inside a microVM, and those that drive one
+//
+// A test that needs more than its rung has skips itself; on the rung that has
+// it, the test itself makes the skip a failure (VMINIT_RUNG tells it where it is).
+package main
+
+import (
+	"flag"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+)
+
+func main() {
+	run := flag.String("rungs", "user,root,vm", "rungs to climb, in order")
+	pattern := flag.String("run", "", "only tests that match, as go test -run")
+	verbose := flag.Bool("v", false, "print the output of tests that pass, too")
+	flag.Parse()
+	packages := flag.Args()
+	if len(packages) == 0 {
+		packages = []string{"./..."}
+	}
+	l := &ladder{pattern: *pattern, verbose: *verbose, out: os.Stdout}
+	if err := l.climb(strings.Split(*run, ","), packages); err != nil {
+		fmt.Fprintln(os.Stderr, "rungs:", err)
+		l.total.failed++
+	}
+	fmt.Printf("\n%d passed, %d failed, %d skipped\n", l.total.passed, l.total.failed, l.total.skipped)
+	if l.total.failed > 0 {
+		os.Exit(1)
+	}
+}
+
+// climb runs the rungs one after the other; a failure does not end it.
+func (l *ladder) climb(rungs, patterns []string) error {
+	dir, err := os.MkdirTemp("", "vminit-tests-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir)
+	if err := os.Chmod(dir, 0o755); err != nil { // an ordinary user runs what is in it
+		return err
+	}
+	l.dir = dir
+	packages, err := list(patterns)
+	if err != nil {
+		return err
+	}
+	for _, r := range rungs {
+		before := l.total
+		switch r {
+		case "user":
+			err = l.host(r, packages, false, asUser())
+		case "root":
+			if os.Getuid() != 0 {
+				fmt.Fprintln(l.out, "== root: skipped, this user is not root")
+				continue
+			}
+			err = l.host(r, packages, true, []string{"unshare", "--mount", "--propagation", "private"})
+		case "vm":
+			err = l.vm(packages)
+		default:
+			err = fmt.Errorf("unknown rung %q", r)
+		}
+		if err != nil {
+			return fmt.Errorf("rung %s: %w", r, err)
+		}
+		fmt.Fprintf(l.out, "== %s: %d passed, %d failed, %d skipped\n", r, l.total.passed-before.passed, l.total.failed-before.failed, l.total.skipped-before.skipped)
+	}
+	return nil
+}
+
+// asUser is the command that drops to an ordinary user, if we are root.
+func asUser() []string {
+	if os.Getuid() != 0 {
+		return nil
+	}
+	return []string{"setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--inh-caps=-all", "--bounding-set=-all"}
+}
+
+// pkg is a package with tests.
+type pkg struct{ path, dir string }
+
+func (p pkg) binary() string { return strings.ReplaceAll(p.path, "/", "_") + ".test" }
+
+func list(patterns []string) ([]pkg, error) {
+	format := "{{if or .TestGoFiles .XTestGoFiles}}{{.ImportPath}} {{.Dir}}{{end}}"
+	out, err := exec.Command("go", append([]string{"list", "-tags", "no_grpc", "-f", format}, patterns...)...).Output()
+	if err != nil {
+		return nil, fmt.Errorf("go list: %w", err)
+	}
+	var all []pkg
+	for line := range strings.Lines(string(out)) {
+		if path, dir, ok := strings.Cut(strings.TrimSpace(line), " "); ok {
+			all = append(all, pkg{path, dir})
+		}
+	}
+	return all, nil
+}
+
+// build compiles a package's tests and returns the binary's path.
+func (l *ladder) build(p pkg, race bool) (string, error) {
+	name := filepath.Join(l.dir, p.binary())
+	args := []string{"test", "-c", "-tags", "no_grpc", "-o", name, p.path}
+	cgo := "CGO_ENABLED=0"
+	if race {
+		name += ".race"
+		args = []string{"test", "-c", "-race", "-tags", "no_grpc", "-o", name, p.path}
+		cgo = "CGO_ENABLED=1"
+	}
+	cmd := exec.Command("go", args...)
+	cmd.Env = append(os.Environ(), cgo)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return "", fmt.Errorf("build the tests of %s: %w\n%s", p.path, err, out)
+	}
+	return name, nil
+}
