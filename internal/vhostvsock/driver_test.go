@@ -58,6 +58,7 @@ func (r *fakeRing) usedAt() int  { return r.availAt() + 4 + 2*fakeRingSize + 4&^
 
 // serveDevice runs a device until the test ends.
 func serveDevice(t testing.TB) *Device {
+	checkLeaks(t)
 	dir, err := os.MkdirTemp("", "vsock")
 	require.NoError(t, err)
 	t.Cleanup(func() { os.RemoveAll(dir) })

@@ -20,6 +20,7 @@ type testGuest struct {
 // at guest address 0 and QEMU address 0, both rings in its first pages, and receive
 // buffers.
 func newTestSession(t testing.TB) (*session, *testGuest) {
+	checkLeaks(t)
 	d, err := New(Config{SocketPath: t.TempDir() + "/s", GuestCID: fakeCID})
 	require.NoError(t, err)
 	t.Cleanup(func() { d.Close() })
