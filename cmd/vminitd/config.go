@@ -8,6 +8,10 @@ import (
 	"maps"
 	"os"
 	"slices"
+
+	"golang.org/x/sys/unix"
+
+	"vminit/internal/sys"
 )
 
 // maxConfig bounds the -config file: four short fields are defined.
@@ -15,11 +19,15 @@ const maxConfig = 64 << 10
 
 // loadConfig reads the -config file into o.
 func loadConfig(o *options, path string) error {
-	f, err := os.Open(path)
+	// Whatever the flag names, opening and reading it must not block.
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK|unix.O_NOCTTY, 0)
 	if err != nil {
 		return err
 	}
 	defer f.Close()
+	if fi, err := f.Stat(); err != nil || !fi.Mode().IsRegular() {
+		return sys.Invalidf("%s is not a regular file", path)
+	}
 	b, err := io.ReadAll(io.LimitReader(f, maxConfig+1))
 	if err != nil {
 		return fmt.Errorf("read %s: %w", path, err)

@@ -38,7 +38,7 @@ func newDaemon(args []string) *daemon {
 		end:      newEnding(),
 		settled:  make(chan struct{}),
 	}
-	watchSignals(d.end, d.log, opts.Debug)
+	watchSignals(d.end, d.log, opts)
 	d.timeline.Add(boot.Entry{Name: "kernel", End: began})
 	d.log.Info("vminitd starts", "version", version, "pid", os.Getpid(), "at", began)
 	for _, w := range warnings {

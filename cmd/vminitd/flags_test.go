@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
 )
 
 func TestParseFlags(t *testing.T) {
@@ -92,8 +93,34 @@ func TestConfigFile(t *testing.T) {
 		require.Len(t, warnings, 1)
 		require.Equal(t, defaultOptions(), o)
 	}
-	_, warnings = parseFlags([]string{"-config", file + ".missing"})
-	require.Len(t, warnings, 1)
+	fifo := filepath.Join(t.TempDir(), "fifo")
+	require.NoError(t, unix.Mkfifo(fifo, 0o600))
+	for _, bad := range []string{"", file + ".missing", t.TempDir(), fifo, "/dev/zero", "/dev/tty"} {
+		_, warnings = parseFlags([]string{"-config=" + bad})
+		require.Len(t, warnings, 1, "%s", bad)
+	}
+}
+
+// Every flag is in the help text and every flag in the help text exists.
+func TestUsageIsComplete(t *testing.T) {
+	specs := flagSpecs()
+	documented := map[string]bool{"config": true, "help": true, "version": true}
+	for line := range strings.Lines(usage) {
+		if name, ok := strings.CutPrefix(line, "  -"); ok {
+			name = name[:strings.IndexAny(name, " =\n")]
+			if !documented[name] {
+				require.Contains(t, specs, name)
+			}
+			documented[name] = true
+		}
+	}
+	for name := range specs {
+		require.True(t, documented[name], "-%s is not in the help text", name)
+	}
+	require.Contains(t, inform([]string{"--help"}), "-vsock-rpc-port")
+	require.Contains(t, inform([]string{"-version"}), version)
+	require.Empty(t, inform([]string{"-debug"}))
+	require.Empty(t, inform(nil))
 }
 
 func FuzzParseFlags(f *testing.F) {

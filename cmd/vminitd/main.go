@@ -9,6 +9,7 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"os"
 	"time"
 
@@ -21,6 +22,10 @@ import (
 var version = "devel"
 
 func main() {
+	if text := inform(os.Args[1:]); text != "" && os.Getpid() != 1 {
+		fmt.Print(text)
+		return
+	}
 	d := newDaemon(os.Args[1:])
 	if d.opts.outsideVM() {
 		os.Exit(d.runOutsideVM())

@@ -34,23 +34,27 @@ func (e *ending) request(action power.Action, reason string) {
 }
 
 // watchSignals asks for the end when a signal says so, for as long as the
-// process lives.
+// process lives. The other signals it catches are dropped, not ignored: SIG_IGN
+// would be inherited by every workload.
 //
-// The kernel delivers to PID 1 only signals that it handles, but the Go runtime
-// installs handlers for all, and its default for some is to exit, which in PID 1
-// panics the kernel; a container that shares the guest's pid namespace can send
-// them. They are caught here and dropped. Not ignored: SIG_IGN would be
-// inherited by every workload. SIGQUIT logs the goroutines when debugging.
-func watchSignals(e *ending, log *slog.Logger, debug bool) {
+// SIGHUP and SIGPIPE must not end a daemon whose starter has gone. SIGQUIT and
+// SIGABRT make the Go runtime exit, which in PID 1 panics the kernel, and the
+// kernel does deliver them there because the runtime has handlers for them; a
+// container that shares the guest's pid namespace can send them. In a guest
+// SIGQUIT logs the goroutines when debugging and does nothing otherwise.
+func watchSignals(e *ending, log *slog.Logger, o options) {
 	signals := make(chan os.Signal, 8)
-	signal.Notify(signals, unix.SIGTERM, unix.SIGINT, unix.SIGPWR, unix.SIGQUIT, unix.SIGHUP, unix.SIGABRT)
+	signal.Notify(signals, unix.SIGTERM, unix.SIGINT, unix.SIGPWR, unix.SIGHUP, unix.SIGPIPE)
+	if !o.outsideVM() {
+		signal.Notify(signals, unix.SIGQUIT, unix.SIGABRT)
+	}
 	go func() {
 		for s := range signals {
 			switch s {
 			case unix.SIGTERM, unix.SIGINT, unix.SIGPWR:
 				e.request(power.Off, "signal "+s.String())
 			case unix.SIGQUIT:
-				if debug {
+				if o.Debug {
 					logStacks(log)
 				}
 			}

@@ -81,9 +81,11 @@ func MountAll(r *Runner) {
 		r.Log.Warn("cannot tell what is mounted already", "err", err)
 	}
 	for _, m := range Missing(Mounts(), have) {
-		if err := r.Step(m.String(), m.Required, m.Mount); err != nil && m.Required {
-			r.Fatal(m.String(), err)
+		run := r.Optional
+		if m.Required {
+			run = r.Required
 		}
+		run(m.String(), m.Mount)
 	}
 }
 

@@ -19,7 +19,7 @@ type Runner struct {
 // Required runs a step without which the guest is of no use. When fn fails, or
 // panics, Fatal is called.
 func (r *Runner) Required(name string, fn func() error) {
-	if err := r.Step(name, true, fn); err != nil {
+	if err := r.step(name, true, fn); err != nil {
 		r.Fatal(name, err)
 	}
 }
@@ -27,13 +27,13 @@ func (r *Runner) Required(name string, fn func() error) {
 // Optional runs a step that the guest can do without. A failure is logged and
 // recorded, and boot goes on.
 func (r *Runner) Optional(name string, fn func() error) {
-	_ = r.Step(name, false, fn) // Step has logged and recorded it
+	_ = r.step(name, false, fn) // step has logged and recorded it
 }
 
-// Step runs fn, times it, logs how it went and returns its error. A panic
+// step runs fn, times it, logs how it went and returns its error. A panic
 // becomes an error: one broken step must not take PID 1, and with it the
 // kernel, down.
-func (r *Runner) Step(name string, required bool, fn func() error) error {
+func (r *Runner) step(name string, required bool, fn func() error) error {
 	e := Entry{Name: name, Required: required, Start: Now()}
 	e.Err = r.protect(fn)
 	e.End = Now()

@@ -2,8 +2,6 @@ package netup
 
 import (
 	"net/netip"
-	"os"
-	"path/filepath"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -109,21 +107,6 @@ func TestResolvConf(t *testing.T) {
 	require.Empty(t, ResolvConf(nil))
 	require.Equal(t, "nameserver 1.1.1.1\nnameserver 2.2.2.2\nnameserver 3.3.3.3\n",
 		ResolvConf([]netip.Addr{a("1.1.1.1"), {}, a("1.1.1.1"), a("2.2.2.2"), a("3.3.3.3"), a("4.4.4.4")}))
-}
-
-func TestWriteEtc(t *testing.T) {
-	dir := t.TempDir()
-	path := filepath.Join(dir, "etc", "resolv.conf")
-	require.NoError(t, WriteEtc(path, "one\n", dir))
-	require.NoError(t, os.Remove(path))
-	require.NoError(t, os.Symlink("/nowhere/at/all", path))
-	require.NoError(t, WriteEtc(path, "two\n", dir), "a dangling link is replaced")
-	got, err := os.ReadFile(path)
-	require.NoError(t, err)
-	require.Equal(t, "two\n", string(got))
-	entries, err := os.ReadDir(filepath.Dir(path))
-	require.NoError(t, err)
-	require.Len(t, entries, 1, "nothing left behind")
 }
 
 func FuzzParsePNP(f *testing.F) {
