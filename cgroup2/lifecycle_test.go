@@ -218,11 +218,11 @@ func BenchmarkCreateDelete(b *testing.B) {
 	if _, err := os.Stat(mount + "/unified"); err == nil {
 		mount += "/unified"
 	}
-	tree, err := OpenTree(mount, "vminit-bench")
+	tree, err := OpenTree(mount, "vminit-bench-cgroup2")
 	if err != nil {
 		b.Fatal(err)
 	}
-	defer unix.Rmdir(filepath.Join(mount, "vminit-bench"))
+	defer unix.Rmdir(filepath.Join(mount, "vminit-bench-cgroup2"))
 	defer tree.Close()
 	for b.Loop() {
 		c, err := tree.Create("c")
