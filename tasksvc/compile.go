@@ -1,7 +1,6 @@
 package tasksvc
 
 import (
-	"fmt"
 	"io/fs"
 	"maps"
 	"os"
@@ -11,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"vminit/nsexec"
+	"vminit/nsexec/seccomp"
 	"vminit/rootfs"
 )
 
@@ -36,7 +36,8 @@ type compileOptions struct {
 	bundle    string
 	cgroup    string // absolute path of the container's directory
 	newRing   bool   // join a new session keyring
-	oomAdjust int    // the daemon's own oom_score_adj, which a workload must not inherit
+	seccomp   *seccomp.Cache
+	oomAdjust int // the daemon's own oom_score_adj, which a workload must not inherit
 }
 
 // compileInit turns a config into the launch of the container's first process.
@@ -129,8 +130,8 @@ func (pl *plan) finish(proc *specs.Process, filter *specs.LinuxSeccomp, gate str
 	if filter != nil {
 		var warnings []string
 		var err error
-		if f.Seccomp, warnings, err = compileSeccomp(filter); err != nil {
-			return fmt.Errorf("linux.seccomp: %w", err)
+		if f.Seccomp, warnings, err = compileSeccomp(o.seccomp, filter); err != nil {
+			return err
 		}
 		pl.warnings = append(pl.warnings, warnings...)
 	}

@@ -34,9 +34,8 @@ type Forwarder struct {
 	sub     *Subscription
 	address string
 	log     *slog.Logger
-
-	// Used by Run alone.
-	client *ttrpc.Client
+	pause   time.Duration // before the second try; doubles up to forwardLastTry
+	client  *ttrpc.Client // used by Run alone
 }
 
 // NewForwarder subscribes to x. address is the path of a unix socket, with or
@@ -46,7 +45,7 @@ func NewForwarder(x *Exchange, address string, log *slog.Logger) (*Forwarder, er
 	if !strings.HasPrefix(path, "/") && !strings.HasPrefix(path, "@") {
 		return nil, sys.Invalidf("events address %q: want unix:///path or an absolute path", address)
 	}
-	return &Forwarder{sub: x.Subscribe(), address: path, log: log}, nil
+	return &Forwarder{sub: x.Subscribe(), address: path, log: log, pause: forwardFirstTry}, nil
 }
 
 // Run forwards until ctx is done, or the Exchange is closed and everything has
@@ -74,7 +73,7 @@ func (f *Forwarder) Run(ctx context.Context) error {
 // has refused it forwardRefusals times, or ctx is done, which is the error.
 func (f *Forwarder) deliver(ctx context.Context, env *types.Envelope) error {
 	refusals := 0
-	for pause := forwardFirstTry; ; pause = min(2*pause, forwardLastTry) {
+	for pause := f.pause; ; pause = min(2*pause, forwardLastTry) {
 		err := f.forward(ctx, env)
 		if err == nil {
 			return nil

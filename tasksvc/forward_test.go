@@ -112,6 +112,7 @@ func TestForwardRefused(t *testing.T) {
 	defer s.serve(path)()
 	f, err := NewForwarder(x, path, discardLog())
 	require.NoError(t, err)
+	f.pause = time.Millisecond
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error)
 	go func() { done <- f.Run(ctx) }()

@@ -107,7 +107,7 @@ func mountID(dirfd int, name string) (uint64, error) {
 
 // mountExists reports whether a mount of this id is in the daemon's namespace.
 func mountExists(id uint64) bool {
-	info, err := os.ReadFile("/proc/self/mountinfo")
+	info, err := os.ReadFile("/proc/thread-self/mountinfo")
 	if err != nil {
 		return true
 	}

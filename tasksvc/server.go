@@ -12,7 +12,10 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/containerd/log"
 	"github.com/containerd/ttrpc"
+	"github.com/sirupsen/logrus"
+	logslog "github.com/sirupsen/logrus/hooks/slog"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
@@ -33,9 +36,10 @@ const (
 // logs method, ids, duration and code at debug level: nothing else of a
 // request, which may hold secrets, is ever logged.
 type Server struct {
-	ttrpc *ttrpc.Server
-	log   *slog.Logger
-	calls sync.WaitGroup // connections being served
+	ttrpc    *ttrpc.Server
+	log      *slog.Logger
+	ttrpcLog *log.Entry     // where ttrpc's own lines go: to log, at debug level
+	calls    sync.WaitGroup // connections being served
 
 	mu        sync.Mutex // guards all below
 	conns     map[*conn]struct{}
@@ -45,8 +49,8 @@ type Server struct {
 
 // NewServer returns a server of the given services, each a Register method
 // such as Bundles.Register. It panics if two have the same name.
-func NewServer(log *slog.Logger, services ...func(*ttrpc.Server)) (*Server, error) {
-	s := &Server{log: log, conns: map[*conn]struct{}{}, listeners: map[net.Listener]struct{}{}}
+func NewServer(logger *slog.Logger, services ...func(*ttrpc.Server)) (*Server, error) {
+	s := &Server{log: logger, conns: map[*conn]struct{}{}, listeners: map[net.Listener]struct{}{}}
 	srv, err := ttrpc.NewServer(ttrpc.WithUnaryServerInterceptor(s.intercept))
 	if err != nil {
 		return nil, fmt.Errorf("ttrpc server: %w", err)
@@ -55,6 +59,13 @@ func NewServer(log *slog.Logger, services ...func(*ttrpc.Server)) (*Server, erro
 		register(srv)
 	}
 	s.ttrpc = srv
+	// ttrpc calls it an error when a peer goes away; here it is everyday life.
+	lines := logrus.New()
+	lines.SetOutput(io.Discard)
+	lines.AddHook(logslog.NewHook(logger, &logslog.HookOptions{
+		LevelMapper: func(logrus.Level) slog.Level { return slog.LevelDebug },
+	}))
+	s.ttrpcLog = logrus.NewEntry(lines)
 	return s, nil
 }
 
@@ -122,7 +133,8 @@ func (s *Server) ServeConn(ctx context.Context, nc net.Conn) {
 	s.log.Debug("connected", "peer", nc.RemoteAddr())
 
 	// One ttrpc.Serve per connection, so that its calls can find it in ctx.
-	s.ttrpc.Serve(context.WithValue(ctx, connKey{}, c), &oneConn{conn: c})
+	ctx = log.WithLogger(context.WithValue(ctx, connKey{}, c), s.ttrpcLog)
+	s.ttrpc.Serve(ctx, &oneConn{conn: c})
 
 	c.Close()
 	s.mu.Lock()
@@ -233,10 +245,10 @@ func (s *Server) logCall(ctx context.Context, method string, req any, took time.
 
 // guardStream runs the handler of a streaming call with what intercept does
 // for unary ones; ttrpc offers no interceptor for streams.
-func guardStream(log *slog.Logger, method string, handler func() error) (err error) {
+func guardStream(logger *slog.Logger, method string, handler func() error) (err error) {
 	defer func() {
 		if v := recover(); v != nil {
-			err = recovered(log, method, v)
+			err = recovered(logger, method, v)
 		}
 		err = toStatus(err)
 	}()
@@ -244,8 +256,8 @@ func guardStream(log *slog.Logger, method string, handler func() error) (err err
 }
 
 // recovered logs a panic and returns what the caller is told of it.
-func recovered(log *slog.Logger, method string, v any) error {
-	log.Error("panic", "method", method, "panic", v, "stack", string(debug.Stack()))
+func recovered(logger *slog.Logger, method string, v any) error {
+	logger.Error("panic", "method", method, "panic", v, "stack", string(debug.Stack()))
 	return status.Errorf(codes.Internal, "%s: the daemon failed: %v; its log has the stack", method, v)
 }
 

@@ -157,7 +157,6 @@ func TestStrayDataFrame(t *testing.T) {
 		makeFrame(1, frameData, 0, []byte("x")),
 		makeFrame(1, frameData, flagRemoteClosed|4, nil),
 		makeFrame(3, frameData, 0, nil),
-		makeFrame(2, frameData, 0, nil),
 	} {
 		for i := range stray { // byte by byte
 			_, err := c.Write(stray[i : i+1])

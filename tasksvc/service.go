@@ -22,6 +22,7 @@ import (
 	"vminit/cgroup2"
 	"vminit/internal/sys"
 	"vminit/nsexec"
+	"vminit/nsexec/seccomp"
 	"vminit/vsockstream"
 )
 
@@ -45,6 +46,7 @@ type Service struct {
 	cfg       Config
 	log       *slog.Logger
 	oomAdjust int // our own oom_score_adj
+	seccomp   seccomp.Cache
 
 	mu         sync.Mutex // guards containers, stopping
 	containers map[containerKey]*container

@@ -48,7 +48,7 @@ func (e nerdboxEvents) Stream(ctx context.Context, _ *emptypb.Empty, stream vmev
 func (e *Events) serve(ctx context.Context, send func(*types.Envelope) error) error {
 	return guardStream(e.log, "vmevents.Stream", func() error {
 		sub := e.exchange.Subscribe()
-		var last time.Time // the last event sent was handed over after this
+		var sent time.Time // the last event that ttrpc took was handed over after this
 		for {
 			asked := time.Now()
 			env, err := sub.Next(ctx)
@@ -56,31 +56,32 @@ func (e *Events) serve(ctx context.Context, send func(*types.Envelope) error) er
 				sub.Close()
 				return nil
 			} else if err != nil {
-				sub.Lost(lostSince(ctx, last))
+				sub.Lost(lostSince(ctx, sent))
 				return err
 			}
-			last = asked
 			if err := send(env); err != nil {
-				sub.Lost(earlier(last, lostSince(ctx, last)))
+				sub.Lost(earlier(asked, lostSince(ctx, sent)))
 				return err
 			}
+			sent = asked
 		}
 	})
 }
 
 // lostSince tells from how the connection ended which events sent over it may
 // not have arrived: those handed over since the time returned, none if it is
-// zero. Only the last one was handed over after last.
-func lostSince(ctx context.Context, last time.Time) time.Time {
+// zero. sent is when the last one was handed over that ttrpc took to write;
+// it takes none before the last has been written.
+func lostSince(ctx context.Context, sent time.Time) time.Time {
 	c, ok := ctx.Value(connKey{}).(*conn)
-	if !ok || last.IsZero() {
+	if !ok || sent.IsZero() {
 		return time.Time{}
 	}
 	switch c.fate() {
 	case fateReset: // the peer went away with data unread, or the device was reset
 		return time.Now().Add(-inDoubt)
 	case fateWriteFailed: // ttrpc stops at the first failed write, so it was this one
-		return last
+		return sent
 	}
 	return time.Time{}
 }
