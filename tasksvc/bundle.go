@@ -16,9 +16,6 @@ import (
 	"vminit/internal/sys"
 )
 
-// BundleRoot is where bundles live in the guest.
-const BundleRoot = "/run/bundles"
-
 const (
 	maxBundleFiles    = 256
 	maxBundleFileSize = 4 << 20 // bytes; a ttrpc frame holds no more either
@@ -33,8 +30,8 @@ type Bundles struct {
 	root string
 }
 
-// NewBundles returns the service over the directory root (BundleRoot in a
-// guest), which is made when the first bundle is.
+// NewBundles returns the service over the directory root (/run/bundles in
+// a guest), which is made when the first bundle is.
 func NewBundles(root string) *Bundles { return &Bundles{root: root} }
 
 // Register adds the service to srv.

@@ -243,9 +243,11 @@ func (x *Exchange) offerAgain(e *entry) {
 }
 
 // Drain returns when every subscription has been handed, and has sent, all
-// there is; at once when there is none. Observers are not waited for. It is
-// for an orderly shutdown, after the last Publish and before Close; the error
-// is that of ctx.
+// there is; at once when there is none. Observers are not waited for. The
+// error is that of ctx.
+//
+// An orderly shutdown is: the last Publish, Drain, Close (which ends the
+// streams), Server.Shutdown (which waits for their last bytes).
 func (x *Exchange) Drain(ctx context.Context) error {
 	for {
 		x.mu.Lock()

@@ -93,21 +93,3 @@ func earlier(a, b time.Time) time.Time {
 	}
 	return a
 }
-
-// Observe sends events from now on with send until ctx is done or the Exchange
-// is closed; see Exchange.Observe.
-func (e *Events) Observe(ctx context.Context, send func(*types.Envelope) error) error {
-	sub := e.exchange.Observe()
-	defer sub.Close()
-	for {
-		env, err := sub.Next(ctx)
-		if errors.Is(err, io.EOF) {
-			return nil
-		} else if err != nil {
-			return err
-		}
-		if err := send(env); err != nil {
-			return err
-		}
-	}
-}

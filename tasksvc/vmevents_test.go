@@ -221,21 +221,3 @@ func TestStreamSurvivesShutdown(t *testing.T) {
 	_, err := readEvent(c)
 	require.ErrorIs(t, err, io.EOF)
 }
-
-func TestObserve(t *testing.T) {
-	x := NewExchange(discardLog())
-	publishExit(t, x, 1)
-	got := make(chan int, 10)
-	done := make(chan error)
-	go func() {
-		done <- NewEvents(x, discardLog()).Observe(context.Background(), func(env *types.Envelope) error {
-			got <- number(t, env)
-			return nil
-		})
-	}()
-	require.Eventually(t, func() bool { return x.Stats().Subscribers == 1 }, 5*time.Second, time.Millisecond)
-	publishExit(t, x, 2)
-	require.Equal(t, 2, <-got)
-	x.Close()
-	require.NoError(t, <-done)
-}
