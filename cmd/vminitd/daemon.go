@@ -29,6 +29,9 @@ type daemon struct {
 func newDaemon(args []string) *daemon {
 	began := boot.Now()
 	opts, warnings := parseFlags(args)
+	if opts.outsideVM() && opts.EventsForward == "" {
+		opts.forwardToContainerd(os.Getenv("TTRPC_ADDRESS"))
+	}
 	con := newConsole(os.Stderr, !opts.Debug)
 	d := &daemon{
 		opts:     opts,

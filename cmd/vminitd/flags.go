@@ -258,6 +258,10 @@ func setEventsForward(o *options, v string) error {
 	return setUnix(&o.EventsForward, v)
 }
 
+// forwardToContainerd takes the address that containerd gives its shims in
+// TTRPC_ADDRESS; an unusable one is as good as none.
+func (o *options) forwardToContainerd(address string) { _ = setEventsForward(o, address) }
+
 // outsideVM reports whether the daemon is to serve without bringing a machine
 // up: it was told to listen on a unix socket, or it is not PID 1.
 func (o options) outsideVM() bool { return o.Listen != "" || os.Getpid() != 1 }

@@ -6,9 +6,11 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"strings"
 	"sync"
 
 	"github.com/containerd/ttrpc"
+	"golang.org/x/sys/unix"
 
 	"vminit/cgroup2"
 	"vminit/cmd/vminitd/boot"
@@ -119,9 +121,8 @@ func (s *services) open(ctx context.Context, c serviceConfig) error {
 	if o.StreamListen != "" {
 		stream = "unix://" + o.StreamListen
 	}
-	listen := vsockstream.ListenConfig{AllowLocal: o.AllowLocal, Logger: c.Log}
 	if stream != "" {
-		l, err := listen.Listen(stream)
+		l, err := c.listen(stream)
 		if err != nil {
 			return err
 		}
@@ -142,12 +143,27 @@ func (s *services) open(ctx context.Context, c serviceConfig) error {
 		s.background(c.Log, "control connection", func() error { s.server.ServeConn(ctx, conn); return nil })
 		return nil
 	}
-	l, err := listen.Listen(rpc)
+	l, err := c.listen(rpc)
 	if err != nil {
 		return err
 	}
 	s.background(c.Log, "control port", func() error { return s.server.Serve(ctx, l) })
 	return nil
+}
+
+// listen listens on an address. Where the machine turns out to have another
+// context id than -vsock-cid says, it listens on all it has: who may connect is
+// checked for each connection anyway, and a guest that cannot be reached is of
+// no use.
+func (c serviceConfig) listen(address string) (net.Listener, error) {
+	config := vsockstream.ListenConfig{AllowLocal: c.Options.AllowLocal, Logger: c.Log}
+	l, err := config.Listen(address)
+	if err == nil || !errors.Is(err, unix.EADDRNOTAVAIL) {
+		return l, err
+	}
+	c.Log.Warn("listening on every context id instead", "err", err)
+	_, port, _ := strings.Cut(strings.TrimPrefix(address, "vsock://"), ":")
+	return config.Listen("vsock://any:" + port)
 }
 
 // background runs fn until the services are stopped and logs an early end.
