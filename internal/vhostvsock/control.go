@@ -139,7 +139,7 @@ func (s *session) startRing(index int) {
 		r.stop()
 		r.started, r.broken = true, true
 		signal(r.errs)
-		s.log.Warn("vsock device: ring cannot be used", "ring", index, "error", err)
+		s.warn("ring cannot be used", "ring", index, "error", err)
 	}
 }
 

@@ -45,12 +45,12 @@ func (s *session) serviceTx(tx *vring) (more bool) {
 func (s *session) packet(vec [][]byte) {
 	var raw [headerSize]byte
 	if gather(raw[:], vec) < headerSize {
-		s.warn("packet is shorter than its header", "bytes", total(vec))
+		s.warn("packet of the guest is shorter than its header", "bytes", total(vec))
 		return
 	}
 	h := parseHeader(&raw)
 	if h.srcCID != s.dev.cfg.GuestCID || h.dstCID != hostCID {
-		s.warn("packet with foreign addresses", "packet", h)
+		s.warn("packet of the guest has foreign addresses", "packet", h)
 		return
 	}
 	key := flowKey{host: h.dstPort, guest: h.srcPort}
@@ -164,7 +164,7 @@ func (s *session) watchRoom(f *flow) {
 
 // violation ends a flow whose guest does not keep to the rules.
 func (s *session) violation(f *flow, h *header) {
-	s.warn("packet does not fit its connection", "packet", h)
+	s.warn("packet of the guest does not fit its connection", "packet", h)
 	s.reset(f.key, socketStream)
 	if f.state == flowRequested {
 		s.answerDial(f, errRefused)
@@ -180,14 +180,15 @@ func (s *session) refuse(key flowKey, h *header) {
 	}
 }
 
-// warn logs the guest's first nonsense, and the rest only for those who debug.
+// warn logs the first trouble that the guest makes; the guest must not be able to
+// fill the log with the rest, which is there only for those who debug.
 func (s *session) warn(what string, args ...any) {
 	if !s.warned {
 		s.warned = true
-		s.log.Warn("vsock device: guest: "+what, args...)
+		s.log.Warn("vsock device: "+what, args...)
 		return
 	}
-	s.log.Debug("vsock device: guest: "+what, args...)
+	s.log.Debug("vsock device: "+what, args...)
 }
 
 // breakRing stops a ring with nonsense in it until the guest resets the device.
@@ -195,6 +196,6 @@ func (s *session) breakRing(index int, err error) {
 	r := &s.rings[index]
 	r.broken = true
 	signal(r.errs)
-	s.log.Warn("vsock device: ring stopped until the guest resets the device", "ring", index, "error", err)
+	s.warn("ring stopped until the guest resets the device", "ring", index, "error", err)
 	s.dropFlows()
 }

@@ -126,7 +126,7 @@ func (s *session) accept(h *header) {
 	}
 	fd, app, err := socketPair()
 	if err != nil {
-		s.log.Warn("vsock device: accept from guest", "port", key.host, "error", err)
+		s.warn("cannot accept a connection of the guest", "port", key.host, "error", err)
 		s.reset(key, h.socketType)
 		return
 	}

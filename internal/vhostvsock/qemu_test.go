@@ -3,7 +3,6 @@ package vhostvsock
 import (
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -116,11 +115,13 @@ type machine struct {
 	console console
 	qemu    *exec.Cmd
 	exited  chan struct{}
+	qmpPath string
 }
 
 // newMachine starts a device and QEMU, and waits for the guest's services.
 func newMachine(t testing.TB, extra ...string) *machine {
 	kernel, modules := requireQEMU(t)
+	checkLeaks(t)
 	m := &machine{t: t, kernel: kernel, initrd: buildInitramfs(t, modules)}
 	dir, err := os.MkdirTemp("", "vsock") // short enough for a socket path
 	require.NoError(t, err)
@@ -136,6 +137,7 @@ func newMachine(t testing.TB, extra ...string) *machine {
 		require.NoError(t, m.dev.Close())
 		require.NoError(t, <-served)
 	})
+	m.qmpPath = dir + "/qmp"
 	m.start(extra...)
 	return m
 }
@@ -154,6 +156,7 @@ func (m *machine) start(extra ...string) {
 		"-object", "memory-backend-memfd,id=mem,size=512M,share=on", "-m", "512M",
 		"-chardev", "socket,id=vs,path=" + m.dev.cfg.SocketPath, "-device", "vhost-user-vsock-pci,chardev=vs",
 		"-kernel", m.kernel, "-initrd", m.initrd, "-append", "console=ttyS0 quiet panic=-1",
+		"-qmp", "unix:" + m.qmpPath + ",server=on,wait=off",
 	}, extra...)
 	m.qemu = exec.Command("qemu-system-x86_64", args...)
 	m.qemu.Stdout, m.qemu.Stderr = &m.console, &m.console
@@ -180,7 +183,7 @@ func (m *machine) waitReady() {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	for {
-		c, err := m.dev.Dial(ctx, 1000)
+		c, err := m.dev.Dial(ctx, 999)
 		if err == nil {
 			require.NoError(m.t, c.Close())
 			return
@@ -212,5 +215,3 @@ func readAll(t testing.TB, r io.Reader) []byte {
 	require.NoError(t, err)
 	return b
 }
-
-func isNotUp(err error) bool { return errors.Is(err, errNoGuest) }

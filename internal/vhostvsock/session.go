@@ -49,7 +49,7 @@ type session struct {
 	vec    [][]byte // scratch: pieces of chains
 	data   [][]byte // scratch: pieces of payload
 	bursts []burst  // scratch
-	warned bool     // the guest's first nonsense was logged
+	warned bool     // the first trouble was logged
 }
 
 // newSession takes over front, the vhost-user socket, also when it fails.

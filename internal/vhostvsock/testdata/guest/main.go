@@ -13,6 +13,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/mdlayher/vsock"
 	"golang.org/x/sys/unix"
@@ -47,7 +48,7 @@ func load(path string) error {
 	return unix.FinitModule(int(f.Fd()), "", 0)
 }
 
-// serve answers on ports 1000 and up until told to power off.
+// serve answers on ports 1000 and up until told to power off; on 999 when it is ready.
 func serve() error {
 	end := make(chan struct{})
 	services := []func(*vsock.Conn){
@@ -62,8 +63,13 @@ func serve() error {
 		hold,                             // 1008: reads nothing until told by any connection to 1009
 		release,                          // 1009
 		func(*vsock.Conn) { close(end) }, // 1010: power off
-		func(*vsock.Conn) { _ = unix.Reboot(unix.LINUX_REBOOT_CMD_RESTART) },       // 1011: reset
-		func(c *vsock.Conn) { _, _ = c.Write(bytes.Repeat([]byte("x"), 100<<10)) }, // 1012: last words
+		func(*vsock.Conn) { _ = unix.Reboot(unix.LINUX_REBOOT_CMD_RESTART) }, // 1011: reset
+		func(c *vsock.Conn) { // 1012: last words and power off
+			_, _ = c.Write(bytes.Repeat([]byte("x"), 100<<10))
+			_ = c.Close()
+			time.Sleep(time.Second) // until the kernel has sent them
+			close(end)
+		},
 	}
 	for i, service := range services {
 		l, err := vsock.ListenContextID(unix.VMADDR_CID_ANY, uint32(1000+i), nil)
@@ -77,6 +83,11 @@ func serve() error {
 		}
 		go accept(l, service)
 	}
+	ready, err := vsock.ListenContextID(unix.VMADDR_CID_ANY, 999, nil)
+	if err != nil {
+		return err
+	}
+	go accept(ready, echo)
 	fmt.Println("guest: ready")
 	<-end
 	return nil
