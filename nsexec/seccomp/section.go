@@ -15,21 +15,27 @@ const badArch = unix.SECCOMP_RET_KILL_THREAD
 type leaf struct {
 	rules  []*rule // the first that applies decides
 	action uint32  // if none does
+	narrow bool    // by the lower half of the arguments
 	at     label   // where its code is, once written
+}
+
+// generator writes a program. Architectures share leaves.
+type generator struct {
+	assembler
+	*profile
+	leaves []leaf
 }
 
 // section writes the part of a program for one architecture.
 type section struct {
-	*assembler
-	prof   *profile
-	arch   *arch
-	leaves []leaf
+	*generator
+	arch *arch
 }
 
 // generate writes the program: by architecture, then by number, then by
 // arguments. The native architecture comes first.
 func (prof *profile) generate() ([]unix.SockFilter, error) {
-	asm := &assembler{}
+	g := &generator{profile: prof}
 	var audits []uint32
 	for _, a := range prof.arches {
 		if !slices.Contains(audits, a.audit) {
@@ -39,21 +45,21 @@ func (prof *profile) generate() ([]unix.SockFilter, error) {
 	slices.Reverse(audits) // written from the end
 	entry := make([]label, len(audits))
 	for i, audit := range audits {
-		entry[i] = asm.load(offNr, prof.numbers(asm, audit))
+		entry[i] = g.load(offNr, g.numbers(audit))
 	}
-	next := asm.ret(badArch)
+	next := g.ret(badArch)
 	for i, audit := range audits {
-		next = asm.branch(unix.BPF_JEQ, audit, entry[i], next)
+		next = g.branch(unix.BPF_JEQ, audit, entry[i], next)
 	}
-	asm.load(offArch, next)
-	return asm.program()
+	g.load(offArch, next)
+	return g.program()
 }
 
 // numbers writes the search for a number in the architectures that share an
 // AUDIT_ARCH: one, or x86_64 and x32.
-func (prof *profile) numbers(asm *assembler, audit uint32) label {
+func (g *generator) numbers(audit uint32) label {
 	find := func(bit uint32) *arch {
-		for _, a := range prof.arches {
+		for _, a := range g.arches {
 			if a.audit == audit && a.bit == bit {
 				return a
 			}
@@ -61,25 +67,25 @@ func (prof *profile) numbers(asm *assembler, audit uint32) label {
 		return nil
 	}
 	if audit != unix.AUDIT_ARCH_X86_64 {
-		return prof.section(asm, find(0))
+		return g.section(find(0))
 	}
 	var high, low label
 	if x32 := find(x32Bit); x32 != nil {
-		high = prof.section(asm, x32)
+		high = g.section(x32)
 	} else { // but -1 is how a tracer cancels a call (seccomp(2))
-		high = asm.branch(unix.BPF_JEQ, math.MaxUint32, asm.ret(prof.deflt), asm.ret(badArch))
+		high = g.branch(unix.BPF_JEQ, math.MaxUint32, g.ret(g.deflt), g.ret(badArch))
 	}
 	if x64 := find(0); x64 != nil {
-		low = prof.section(asm, x64)
+		low = g.section(x64)
 	} else {
-		low = asm.ret(badArch)
+		low = g.ret(badArch)
 	}
-	return asm.branch(unix.BPF_JGE, x32Bit, high, low)
+	return g.branch(unix.BPF_JGE, x32Bit, high, low)
 }
 
-func (prof *profile) section(asm *assembler, a *arch) label {
-	s := section{assembler: asm, prof: prof, arch: a}
-	return tree(asm, s.ranges(), s.code)
+func (g *generator) section(a *arch) label {
+	s := section{g, a}
+	return tree(&g.assembler, s.ranges(), s.code)
 }
 
 // ranges divides all numbers into ranges of equal treatment, by index of leaf.
@@ -90,8 +96,8 @@ func (s *section) ranges() []piece[uint32, int] {
 			r = append(r, piece[uint32, int]{start, leaf})
 		}
 	}
-	deflt := s.intern(nil, s.prof.deflt)
-	newer := s.intern(nil, s.prof.newer)
+	deflt := s.intern(nil, s.deflt)
+	newer := s.intern(nil, s.newer)
 	newest := s.newest()
 	next := s.arch.bit // the first number not dealt with
 	gap := func(end uint32) {
@@ -115,7 +121,7 @@ func (s *section) ranges() []piece[uint32, int] {
 		if c.always {
 			put(nr, s.intern(nil, c.action))
 		} else {
-			put(nr, s.intern(c.rules, s.prof.deflt))
+			put(nr, s.intern(c.rules, s.deflt))
 		}
 		next = nr + 1
 	}
@@ -125,9 +131,9 @@ func (s *section) ranges() []piece[uint32, int] {
 
 // call is what the profile says about an entry of the architecture's table.
 func (s *section) call(e entry) *call {
-	c := &s.prof.calls[e.name]
+	c := &s.calls[e.name]
 	if s.arch.mux {
-		return s.prof.muxed(callName(int(e.name)), c)
+		return s.muxed(callName(int(e.name)), c)
 	}
 	return c
 }
@@ -136,7 +142,7 @@ func (s *section) call(e entry) *call {
 // without any no call counts as newer.
 func (s *section) newest() uint32 {
 	for _, e := range slices.Backward(s.arch.table) {
-		if s.prof.calls[e.name].listed && !s.arch.isSpecial(e) {
+		if s.calls[e.name].listed && !s.arch.isSpecial(e) {
 			return s.arch.number(e)
 		}
 	}
@@ -145,9 +151,12 @@ func (s *section) newest() uint32 {
 
 // intern returns the index of a leaf.
 func (s *section) intern(rules []*rule, action uint32) int {
-	i := slices.IndexFunc(s.leaves, func(l leaf) bool { return l.action == action && slices.Equal(l.rules, rules) })
+	narrow := s.arch.narrow && len(rules) > 0
+	i := slices.IndexFunc(s.leaves, func(l leaf) bool {
+		return l.action == action && l.narrow == narrow && slices.Equal(l.rules, rules)
+	})
 	if i < 0 {
-		s.leaves = append(s.leaves, leaf{rules, action, -1})
+		s.leaves = append(s.leaves, leaf{rules, action, narrow, -1})
 		i = len(s.leaves) - 1
 	}
 	return i
