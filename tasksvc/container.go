@@ -37,6 +37,9 @@ type container struct {
 	execs map[string]*process
 	exits exitCoordinator
 	ooms  uint64 // kills already published
+
+	updating  sync.Mutex            // held during an update; guards resources
+	resources *specs.LinuxResources // the limits in force
 }
 
 // process finds a process by exec id, "" being init. The caller holds mu.

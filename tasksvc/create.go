@@ -147,6 +147,7 @@ func (s *Service) makeCgroup(c *container, back *undo) (err error) {
 	if err := c.cgroup.Apply(writes); err != nil {
 		return err
 	}
+	c.resources = resources
 	return c.cgroup.SetDevices(resources.Devices)
 }
 

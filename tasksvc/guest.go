@@ -2,7 +2,9 @@ package tasksvc
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"time"
 
@@ -97,6 +99,9 @@ func (g *Guest) Events(ctx context.Context, _ *emptypb.Empty, stream guestapi.TT
 		defer sub.Close()
 		for {
 			env, err := sub.Next(ctx)
+			if errors.Is(err, io.EOF) {
+				return nil
+			}
 			if err != nil {
 				return toStatus(err)
 			}

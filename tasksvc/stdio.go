@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -31,18 +32,19 @@ type stdioURIs struct {
 	terminal              bool
 }
 
-// stdio is the plumbing of one process. It belongs to the process; its methods
-// are for one goroutine at a time, but drain and closeStdin are safe any time
-// after attach.
+// stdio is the plumbing of one process. Opening, attachTerminal and start are
+// for the one goroutine that launches the process; the rest is safe any time.
 type stdio struct {
 	uris  stdioURIs
 	child [3]*os.File // the process's own ends, closed once it has them
+	hold  io.Closer   // the writing side of a stdin fifo, until CloseIO
+
+	mu    sync.Mutex // guards all below
 	in    *vsockstream.Pump
 	out   []*vsockstream.Pump
-	hold  io.Closer // the writing side of a stdin fifo, until CloseIO
-	tty   *os.File  // master of the pty
-
-	ends [2]vsockstream.End // a terminal's streams, until there is a pty
+	tty   *os.File           // master of the pty
+	ends  [2]vsockstream.End // a terminal's streams, until there is a pty
+	ended time.Time          // deadline of drain, if the process has ended
 }
 
 // openStdio opens what the URIs name and makes the process's ends. uid and gid
@@ -142,6 +144,8 @@ func (s *stdio) openTerminal(ctx context.Context, hub *vsockstream.Hub) error {
 // attachTerminal connects the streams with the pty's master, which is the
 // stdio's from now on.
 func (s *stdio) attachTerminal(master int) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	if err := unix.SetNonblock(master, true); err != nil {
 		unix.Close(master)
 		return fmt.Errorf("terminal: %w", err)
@@ -240,11 +244,16 @@ func (s *stdio) null(fd int) (err error) {
 // start lets the bytes move. The process exists and has its ends.
 func (s *stdio) start() {
 	s.closeChild()
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	if s.in != nil {
 		_ = s.in.Start()
 	}
 	for _, p := range s.out {
 		_ = p.Start()
+		if !s.ended.IsZero() {
+			p.Drain(s.ended)
+		}
 	}
 }
 
@@ -259,6 +268,9 @@ func (s *stdio) closeChild() {
 
 // drain moves what is left after the process has ended. It does not wait.
 func (s *stdio) drain(deadline time.Time) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.ended = deadline
 	for _, p := range s.out {
 		p.Drain(deadline)
 	}
@@ -266,7 +278,10 @@ func (s *stdio) drain(deadline time.Time) {
 
 // drained waits until all output is out or the deadline of drain has passed.
 func (s *stdio) drained(ctx context.Context) error {
-	for _, p := range s.out {
+	s.mu.Lock()
+	out := s.out
+	s.mu.Unlock()
+	for _, p := range out {
 		select {
 		case <-p.Done():
 		case <-ctx.Done():
@@ -278,6 +293,8 @@ func (s *stdio) drained(ctx context.Context) error {
 
 // closeStdin ends the process's stdin once everything sent so far is in it.
 func (s *stdio) closeStdin() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	if s.hold != nil {
 		s.hold.Close()
 	} else if s.in != nil {
@@ -287,6 +304,8 @@ func (s *stdio) closeStdin() {
 
 // resize sets the size of the terminal.
 func (s *stdio) resize(width, height uint32) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	if s.tty == nil {
 		return sys.Mark(sys.ErrState, errors.New("the process has no terminal"))
 	}
@@ -304,6 +323,8 @@ func (s *stdio) resize(width, height uint32) error {
 // close ends everything, delivered or not. Safe to call twice.
 func (s *stdio) close() {
 	s.closeChild()
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	for _, e := range s.ends {
 		if e != nil {
 			e.Close()

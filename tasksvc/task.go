@@ -319,17 +319,27 @@ func (s *Service) Update(ctx context.Context, r *taskv3.UpdateTaskRequest) (*emp
 	if err := json.Unmarshal(r.Resources.Value, resources); err != nil {
 		return nil, sys.Invalidf("update of container %s: resources: %w", r.ID, err)
 	}
-	writes, err := cgroup2.Plan(resources)
+	return empty, c.update(resources)
+}
+
+// update overlays resources on those in force.
+func (c *container) update(resources *specs.LinuxResources) error {
+	c.updating.Lock()
+	defer c.updating.Unlock()
+	merged, writes, err := cgroup2.PlanUpdate(c.resources, resources)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	if err := c.cgroup.Apply(writes); err != nil {
-		return nil, err
+	if err := c.cgroup.Update(writes); err != nil {
+		return err
 	}
 	if len(resources.Devices) > 0 {
-		return empty, c.cgroup.SetDevices(resources.Devices)
+		if err := c.cgroup.SetDevices(merged.Devices); err != nil {
+			return err
+		}
 	}
-	return empty, nil
+	c.resources = merged
+	return nil
 }
 
 // Stats reads the container's counters.

@@ -182,7 +182,9 @@ func (s *services) stop(ctx context.Context) error { return s.tasks.Stop(ctx) }
 // drain waits until the events and answers that are under way have been handed
 // to the host, then closes the ports.
 func (s *services) drain(ctx context.Context) error {
-	err := errors.Join(s.events.Drain(ctx), s.server.Shutdown(ctx), s.hub.Close())
+	err := s.events.Drain(ctx)
+	s.events.Close() // ends the hosts' event streams, for which Shutdown would wait
+	err = errors.Join(err, s.server.Shutdown(ctx), s.hub.Close())
 	s.cancel()
 	return err
 }
