@@ -5,6 +5,7 @@ package main
 
 import (
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	"io/fs"
 	"os"
@@ -85,6 +86,29 @@ func listDisk(dev string) {
 		return err
 	})
 	fmt.Println("@walk", err)
+	fmt.Println("@overlay", writeOver(at))
+}
+
+// writeOver mounts a writable overlay over lower and changes a file in it.
+func writeOver(lower string) error {
+	if err := unix.Mount("tmpfs", "/run", "tmpfs", 0, ""); err != nil {
+		return fmt.Errorf("mount tmpfs: %w", err)
+	}
+	for _, d := range []string{"/run/upper", "/run/work", "/run/merged"} {
+		if err := os.Mkdir(d, 0o755); err != nil {
+			return err
+		}
+	}
+	options := "lowerdir=" + lower + ",upperdir=/run/upper,workdir=/run/work"
+	if err := unix.Mount("overlay", "/run/merged", "overlay", 0, options); err != nil {
+		return fmt.Errorf("mount overlay: %w", err)
+	}
+	f, err := os.OpenFile("/run/merged/bin/tool", os.O_WRONLY|os.O_APPEND, 0)
+	if err != nil {
+		return err
+	}
+	_, err = f.WriteString("more")
+	return errors.Join(err, f.Close(), os.Mkdir("/run/merged/made", 0o755), os.Remove("/run/merged/attrs"))
 }
 
 // describe prints type, mode, owner, links, size, contents and attributes.
