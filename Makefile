@@ -1,0 +1,72 @@
+# make build   static binaries into bin/
+# make run     a container in a microVM, end to end
+# make test    every rung of tests, the in-VM one included
+# make bench   life cycles against crun, runc and a C reference
+# make lint    formatting, vet on both architectures, generated code
+# make fuzz    every fuzz target for FUZZTIME
+
+VERSION  := $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
+FUZZTIME ?= 30s
+GOFLAGS  := -trimpath -tags=no_grpc
+LDFLAGS  := -s -w -X main.version=$(VERSION)
+export CGO_ENABLED ?= 0
+
+.PHONY: build run test bench lint fuzz generate clean deps-run deps-test deps-bench
+
+build:
+	go build $(GOFLAGS) -ldflags '$(LDFLAGS)' -o bin/ ./cmd/vminitd ./cmd/vminitctl
+
+run: deps-run build
+	@go build $(GOFLAGS) -o bin/ ./internal/vmtest/mkroot
+	@rm -rf bin/rootfs && bin/mkroot bin/rootfs
+	@bin/vminitctl run --timeline --rootfs bin/rootfs -- /bin/sh -c \
+	  'echo "Hello from a container in a microVM."; echo "kernel:   $$(uname -r)"; echo "pid 1 is: $$(readlink /proc/1/exe)"; echo "mounts:   $$(wc -l < /proc/self/mountinfo)"; id'
+
+test: deps-test build
+	go run $(GOFLAGS) ./internal/rungs $(if $(RUNGS),-rungs $(RUNGS)) $(if $(RUN),-run '$(RUN)') $(if $(V),-v) $(PKG)
+
+bench: deps-bench build
+	go build $(GOFLAGS) -o bin/ ./internal/bench
+	unshare --mount --propagation private bin/bench
+
+lint:
+	@test -z "$$(gofmt -l . | tee /dev/stderr)" || { echo "run gofmt -w on these"; exit 1; }
+	go vet $(GOFLAGS) ./...
+	GOARCH=arm64 go vet $(GOFLAGS) ./...
+	GOARCH=arm64 go build $(GOFLAGS) -o /dev/null ./cmd/vminitd
+
+fuzz:
+	@for pkg in $$(grep -rl --include='*_test.go' '^func Fuzz' . | xargs -n1 dirname | sort -u); do \
+	  for f in $$(grep -ho --include='*_test.go' '^func Fuzz[A-Za-z0-9_]*' $$pkg/*_test.go | sed 's/^func //' | sort -u); do \
+	    echo "== $$pkg $$f"; go test $(GOFLAGS) -run '^$$' -fuzz "^$$f\$$" -fuzztime $(FUZZTIME) $$pkg || exit 1; \
+	  done; done
+
+generate:
+	bash api/generate.sh
+
+clean:
+	rm -rf bin
+
+# What a machine needs beside Go, and why. Installed when missing.
+NEED_RUN   := qemu-system-x86_64:qemu-system-x86:"to run microVMs" /bin/busybox:busybox-static:"as the root file system"
+NEED_TEST  := $(NEED_RUN) gcc:gcc:"for race-detected tests" fsck.erofs:erofs-utils:"to check our images" mkfs.ext4:e2fsprogs:"for disks in tests" unshare:util-linux:"for private namespaces"
+NEED_BENCH := $(NEED_RUN) gcc:gcc:"for the C reference" crun:crun:"to compare with" runc:runc:"to compare with"
+
+define install
+	@missing=""; \
+	for n in $(1); do \
+	  cmd=$${n%%:*}; rest=$${n#*:}; \
+	  command -v "$$cmd" >/dev/null 2>&1 || { echo "installing $${rest%%:*}: $${rest#*:}"; missing="$$missing $${rest%%:*}"; }; \
+	done; \
+	ls /boot/vmlinuz-*-cloud-amd64 >/dev/null 2>&1 || ls /boot/vmlinuz-* >/dev/null 2>&1 || { echo "installing linux-image-cloud-amd64: a kernel for the microVM"; missing="$$missing linux-image-cloud-amd64"; }; \
+	test -z "$$missing" || { sudo=; test "$$(id -u)" = 0 || sudo=sudo; \
+	  { $$sudo apt-get update -q && DEBIAN_FRONTEND=noninteractive $$sudo apt-get install -y -q --no-install-recommends $$missing; } >/tmp/vminit-apt.$$$$.log 2>&1 \
+	  || { cat /tmp/vminit-apt.$$$$.log; exit 1; }; rm -f /tmp/vminit-apt.$$$$.log; }
+endef
+
+deps-run:
+	$(call install,$(NEED_RUN))
+deps-test:
+	$(call install,$(NEED_TEST))
+deps-bench:
+	$(call install,$(NEED_BENCH))
