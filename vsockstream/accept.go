@@ -61,6 +61,8 @@ func (l *listener) Accept() (net.Conn, error) {
 			if !l.sleep(pause) {
 				return nil, net.ErrClosed
 			}
+		case l.isClosed():
+			return nil, net.ErrClosed // a vsock may say EBADF
 		default:
 			return nil, err
 		}
@@ -77,6 +79,12 @@ func (l *listener) sleep(d time.Duration) bool {
 	case <-l.done:
 		return false
 	}
+}
+
+func (l *listener) isClosed() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.closed
 }
 
 // logRefusal keeps a peer that connects in a loop from filling the log.

@@ -127,9 +127,11 @@ func (tr transport) listen(t testing.TB) (net.Listener, string) {
 	return l, addr
 }
 
-// pair returns two connected Conns.
+// pair returns two connected Conns. The far one, which is the test's, has a
+// deadline, so that a test fails and does not hang.
 func (tr transport) pair(t testing.TB) (near, far Conn) {
 	t.Helper()
+	defer func() { far.SetDeadline(time.Now().Add(2 * patience)) }()
 	if !tr.vsock {
 		return socketPair(t)
 	}

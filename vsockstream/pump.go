@@ -133,8 +133,8 @@ func (p *Pump) Err() error {
 // source any more, as after a process has exited: it moves what is there now
 // and is done when the source is empty or deadline has passed, whichever comes
 // first. It returns at once; await Done. A zero deadline is none, and then
-// only the destination's reader can hold the pump up. Draining again replaces
-// the deadline.
+// only the destination's reader can hold the pump up. A new Drain replaces the
+// deadline of an earlier one.
 func (p *Pump) Drain(deadline time.Time) { p.DrainQuiet(0, deadline) }
 
 // DrainQuiet is Drain for a source that may still have bytes under way, such
@@ -201,9 +201,10 @@ func (p *Pump) run() {
 // loop moves bytes until the source has ended, is empty while draining, or
 // moving on is impossible.
 func (p *Pump) loop() error {
-	var lost error // why the bytes are discarded
+	var lost error    // why the bytes are discarded
+	var lastLook bool // the quiet time is over, but who knows when we got to run
 	for {
-		if err := p.heed(); err != nil {
+		if err := p.heed(lastLook); err != nil {
 			return errors.Join(lost, err)
 		}
 		n, err := p.m.move()
@@ -212,16 +213,19 @@ func (p *Pump) loop() error {
 		}
 		switch {
 		case err == nil:
+			lastLook = false
 		case err == io.EOF, err == errEmpty:
 			return lost
 		case errors.Is(err, os.ErrDeadlineExceeded):
-			if p.signal.Load() {
-				continue
+			switch {
+			case isDst(err): // bytes were taken from the source: no going on
+				return errors.Join(lost, p.stopped())
+			case p.signal.Load():
+			case !p.m.quiet:
+				return errors.Join(lost, errOverdue)
+			default:
+				lastLook = true
 			}
-			if p.m.quiet && !isDst(err) && !p.overdue() {
-				return lost
-			}
-			return errors.Join(lost, errOverdue)
 		case lost == nil && isDst(err) && p.m.discard():
 			lost = fmt.Errorf("pump: %w", err)
 		default:
@@ -235,21 +239,34 @@ var (
 	errOverdue    = fmt.Errorf("pump: drain: %w before the source was empty and its reader had everything", os.ErrDeadlineExceeded)
 )
 
-// heed looks at what Drain and Close have ordered, before each move.
-func (p *Pump) heed() error {
+// stopped is why the destination's deadline has passed.
+func (p *Pump) stopped() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.closed {
+		return errPumpClosed
+	}
+	return errOverdue
+}
+
+// heed looks at what Drain and Close have ordered, before each move. In the
+// draining state it sets the time until which the source is awaited; a last
+// look does not wait.
+func (p *Pump) heed(lastLook bool) error {
 	signal := p.signal.Swap(false)
 	if !signal && !p.m.draining {
 		return nil
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	overdue := !p.deadline.IsZero() && !time.Now().Before(p.deadline)
 	switch {
 	case p.closed:
 		return errPumpClosed
-	case !p.deadline.IsZero() && !time.Now().Before(p.deadline):
+	case overdue && (signal || !lastLook):
 		return errOverdue
-	case signal || p.m.quiet:
-		p.m.draining, p.m.quiet = true, p.quiet > 0
+	case signal || p.quiet > 0:
+		p.m.draining, p.m.quiet = true, p.quiet > 0 && !lastLook
 		p.cfg.Src.SetReadDeadline(p.readDeadlineLocked())
 	}
 	return nil
@@ -257,21 +274,17 @@ func (p *Pump) heed() error {
 
 // readDeadlineLocked is until when the draining state awaits the source.
 func (p *Pump) readDeadlineLocked() time.Time {
-	if p.quiet <= 0 {
+	switch {
+	case p.quiet <= 0:
 		return p.deadline
+	case !p.m.quiet:
+		return time.Time{}
 	}
 	q := time.Now().Add(p.quiet)
 	if !p.deadline.IsZero() && p.deadline.Before(q) {
 		return p.deadline
 	}
 	return q
-}
-
-// overdue reports whether the deadline of Drain has passed.
-func (p *Pump) overdue() bool {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return !p.deadline.IsZero() && !time.Now().Before(p.deadline)
 }
 
 // finish enters the done state.

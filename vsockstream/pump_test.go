@@ -160,7 +160,9 @@ func TestPumpDrainDeadline(t *testing.T) {
 					}
 					wrote <- err
 				}()
-				time.Sleep(50 * time.Millisecond)
+				if name == "stalled reader" {
+					awaitStall(t, p)
+				}
 				start := time.Now()
 				p.Drain(start.Add(100 * time.Millisecond))
 				await(t, p.Done(), "drain")
@@ -174,25 +176,64 @@ func TestPumpDrainDeadline(t *testing.T) {
 	}
 }
 
+// awaitStall waits until p has moved something and moves no more.
+func awaitStall(t *testing.T, p *Pump) {
+	t.Helper()
+	last := int64(0)
+	require.Eventually(t, func() bool {
+		n := p.Moved()
+		still := n > 0 && n == last
+		last = n
+		return still
+	}, patience, 200*time.Millisecond)
+}
+
 // TestPumpDrainQuiet: the end of input was announced elsewhere while bytes are
 // still under way, and the process takes its time.
 func TestPumpDrainQuiet(t *testing.T) {
-	eachWay(t, func(t *testing.T, tr transport, adjust func(*Pump)) {
+	eachTransport(t, func(t *testing.T, tr transport) {
 		near, far := tr.pair(t)
 		r, w := pipe(t)
-		p := startAdjusted(t, PumpConfig{Dst: w, Src: near}, adjust)
-		p.DrainQuiet(200*time.Millisecond, time.Time{})
-		want := pattern(300 << 10)
-		for part := 0; part < 3; part++ {
-			_, err := far.Write(want[part*100<<10 : (part+1)*100<<10])
+		p := startPump(t, PumpConfig{Dst: w, Src: near})
+		const quiet = time.Second
+		p.DrainQuiet(quiet, time.Time{})
+		const part = 40 << 10 // all three fit into pipe and socket, not into the pipe alone
+		want := pattern(3 * part)
+		for i := range 3 {
+			_, err := far.Write(want[i*part : (i+1)*part])
 			require.NoError(t, err)
-			time.Sleep(60 * time.Millisecond)
+			time.Sleep(quiet / 20)
 		}
-		time.Sleep(300 * time.Millisecond) // longer than the quiet time, with the pipe full
+		time.Sleep(quiet + quiet/10) // the pipe is full, which is not the source's quiet
 		require.Equal(t, want, await(t, readAll(r), "input"))
 		await(t, p.Done(), "drain")
 		require.NoError(t, p.Err())
 	})
+}
+
+// TestPumpDrainQuietLate: bytes that came in time count even if the pump gets
+// to run only when the quiet time is over.
+func TestPumpDrainQuietLate(t *testing.T) {
+	checkLeaks(t)
+	near, far := socketPair(t)
+	r, w := pipe(t)
+	p, err := NewPump(PumpConfig{Dst: w, Src: near})
+	require.NoError(t, err)
+	defer p.Close()
+	p.DrainQuiet(time.Nanosecond, time.Time{})
+	far.Write([]byte("in time"))
+	require.NoError(t, p.Start())
+	require.Equal(t, "in time", string(await(t, readAll(r), "input")))
+	await(t, p.Done(), "drain")
+	require.NoError(t, p.Err())
+
+	// An idle source at the deadline has delivered everything, too.
+	near, _ = socketPair(t)
+	_, w = pipe(t)
+	p = startPump(t, PumpConfig{Dst: w, Src: near})
+	p.DrainQuiet(time.Hour, time.Now().Add(20*time.Millisecond))
+	await(t, p.Done(), "drain")
+	require.NoError(t, p.Err())
 }
 
 // TestPumpStalled: a reader that never reads holds up its own pump, which can
