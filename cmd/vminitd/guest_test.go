@@ -311,6 +311,8 @@ func pivotInChild() error {
 // childMain returns the errno of what it was asked to do.
 func childMain(what string) int {
 	switch what {
+	case "daemon":
+		main()
 	case "sleep":
 		time.Sleep(time.Hour)
 	case "pivot":

@@ -6,6 +6,7 @@ import (
 	"io"
 	"log/slog"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -17,10 +18,13 @@ import (
 func quiet() *slog.Logger { return slog.New(slog.NewTextHandler(io.Discard, nil)) }
 
 func TestDownRunsHooksInOrderAndBounded(t *testing.T) {
+	var mu sync.Mutex // guards ran
 	var ran []string
 	hook := func(name string, run func(context.Context) error) Hook {
 		return Hook{Name: name, Timeout: 20 * time.Millisecond, Run: func(ctx context.Context) error {
+			mu.Lock()
 			ran = append(ran, name)
+			mu.Unlock()
 			return run(ctx)
 		}}
 	}
@@ -32,6 +36,8 @@ func TestDownRunsHooksInOrderAndBounded(t *testing.T) {
 		hook("works", func(context.Context) error { return nil }),
 	}})
 	require.ErrorContains(t, err, "not PID 1", "a test must never switch its machine off")
+	mu.Lock()
+	defer mu.Unlock()
 	require.Equal(t, []string{"fails", "panics", "hangs", "works"}, ran)
 	require.Less(t, time.Since(began), 5*time.Second)
 }
