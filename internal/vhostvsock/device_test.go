@@ -386,3 +386,32 @@ func TestBadFrontend(t *testing.T) {
 	}
 	connect(newDriver(t, d), 1000)
 }
+
+// TestNoDescriptors: a process that has used up its descriptors refuses connections
+// and goes on.
+func TestNoDescriptors(t *testing.T) {
+	d := serveDevice(t)
+	l, err := d.Listen(5)
+	require.NoError(t, err)
+	v := newDriver(t, d)
+	old := unix.Rlimit{}
+	require.NoError(t, unix.Getrlimit(unix.RLIMIT_NOFILE, &old))
+	low := old
+	low.Cur = 0
+	require.NoError(t, unix.Setrlimit(unix.RLIMIT_NOFILE, &low))
+	_, dialErr := d.Dial(context.Background(), 7)
+	v.send(packet(opRequest, 1000, 5), nil)
+	h, _, ok := v.next(5 * time.Second)
+	require.NoError(t, unix.Setrlimit(unix.RLIMIT_NOFILE, &old))
+	require.ErrorIs(t, dialErr, unix.EMFILE)
+	require.True(t, ok)
+	require.Equal(t, opReset, h.op)
+
+	v.send(packet(opRequest, 1000, 5), nil)
+	v.expect(opResponse)
+	c, err := l.Accept()
+	require.NoError(t, err)
+	require.NoError(t, c.Close())
+	v.expect(opShutdown)
+	connect(v, 1000)
+}

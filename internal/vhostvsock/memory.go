@@ -60,7 +60,7 @@ func mapRegion(r memRegion, fd int) (mappedRegion, error) {
 		return mappedRegion{}, fmt.Errorf("ends at byte %d of a file of %d bytes", end, st.Size)
 	}
 	// munmap(2) of huge pages wants whole ones; st_blksize is the page size there.
-	page := uint64(max(st.Blksize, int64(os.Getpagesize())))
+	page := uint64(max(int64(st.Blksize), int64(os.Getpagesize()))) // int32 on arm64
 	length := (end + page - 1) / page * page
 	if length < end || length > 1<<62 {
 		return mappedRegion{}, fmt.Errorf("a mapping of %d bytes is too large", end)

@@ -58,8 +58,19 @@ func serveFake(t *testing.T, serve func(net.Conn)) (path string) {
 		ln.Close()
 		guests.Wait()
 	})
-	require.Eventually(t, func() bool { _, err := os.Stat(path); return err == nil }, 5*time.Second, time.Millisecond)
+	waitSocket(t, path)
 	return path
+}
+
+// waitSocket waits until somebody listens on path.
+func waitSocket(t *testing.T, path string) {
+	require.Eventually(t, func() bool {
+		c, err := net.Dial("unix", path)
+		if err == nil {
+			c.Close()
+		}
+		return err == nil
+	}, 5*time.Second, time.Millisecond)
 }
 
 func unixDial(t *testing.T, path string) *net.UnixConn {
@@ -176,7 +187,7 @@ func TestServeUnixDevice(t *testing.T) {
 		require.NoError(t, <-served)
 	}()
 	v := newDriver(t, d)
-	require.Eventually(t, func() bool { _, err := os.Stat(path); return err == nil }, 5*time.Second, time.Millisecond)
+	waitSocket(t, path)
 
 	c := unixDial(t, path)
 	_, err := c.Write([]byte("CONNECT 9\nhi"))
