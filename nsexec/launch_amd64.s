@@ -165,7 +165,14 @@ pseudo:
 	JEQ	opskipnz
 	CMPL	AX, $2
 	JEQ	opskipnoteq
+	CMPL	AX, $3
+	JEQ	opskipeq
 	MOVQ	SI, (DI) // opPoke
+	JMP	plain
+opskipeq:
+	MOVQ	(DI), DI
+	CMPQ	DI, (SI)
+	JEQ	ok
 	JMP	plain
 opskipnoteq:
 	MOVQ	(DI), DI

@@ -150,7 +150,15 @@ pseudo:
 	BEQ	opskipnz
 	CMP	$2, R8
 	BEQ	opskipnoteq
+	CMP	$3, R8
+	BEQ	opskipeq
 	MOVD	R1, (R0) // opPoke
+	B	plain
+opskipeq:
+	MOVD	(R0), R0
+	MOVD	(R1), R1
+	CMP	R1, R0
+	BEQ	ok
 	B	plain
 opskipnoteq:
 	MOVD	(R0), R0

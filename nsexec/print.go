@@ -8,27 +8,43 @@ import (
 )
 
 // String prints the program as strace would print the child's syscalls, one per
-// line, each step introduced by its text. Registers read $name.
+// line, each step introduced by its text and each block indented. Registers
+// read $name.
 func (p *Program) String() string {
 	var b strings.Builder
 	step := uint16(0)
 	var ends []int // instructions at which an indented block ends
-	for i := range p.n {
+	for i := 0; i < p.n; i++ {
 		for len(ends) > 0 && i >= ends[len(ends)-1] {
 			ends = ends[:len(ends)-1]
 		}
 		in := p.mem.insn(i)
-		if p.stepOf[i] != step {
+		if p.stepOf[i] != step && in.nr != pseudo|opFail {
 			step = p.stepOf[i]
 			fmt.Fprintf(&b, "# %s\n", p.steps[step])
 		}
-		fmt.Fprintf(&b, "%s%s\n", strings.Repeat("  ", len(ends)), p.decode(in))
-		if skip := int(max(in.okSkip, in.errSkip)); skip > 0 && p.decode(in) != fmt.Sprintf("skip %d", skip) {
+		skip, text := int(max(in.okSkip, in.errSkip)), p.decode(in)
+		switch {
+		case isJump(in) && len(ends) > 0: // the end of a block that has an alternative
+			ends = ends[:len(ends)-1]
+			text = "else:"
+		case in.nr == pseudo|opSkipNZ && i+1 < p.n && isJump(p.mem.insn(i+1)): // IfNonZero
+			i++
+			skip = int(p.mem.insn(i).okSkip)
+			text = fmt.Sprintf("if %s != 0:", p.reg(Reg(in.args[0])))
+		case in.nr == pseudo|opFail:
+			text = fmt.Sprintf("fail with %s: %s", unix.ErrnoName(unix.Errno(in.args[0])), p.steps[p.stepOf[i]])
+		}
+		fmt.Fprintf(&b, "%s%s\n", strings.Repeat("  ", len(ends)), text)
+		if skip > 0 {
 			ends = append(ends, i+1+skip)
 		}
 	}
 	return b.String()
 }
+
+// isJump: an unconditional skip.
+func isJump(in *insn) bool { return in.nr == pseudo|opSkipNZ && in.flags&1 == 0 }
 
 func (p *Program) decode(in *insn) string {
 	if in.nr&pseudo != 0 {
@@ -81,14 +97,13 @@ func (p *Program) decodePseudo(in *insn) string {
 	}
 	switch in.nr &^ pseudo {
 	case opFail:
-		return "fail with " + unix.ErrnoName(unix.Errno(in.args[0]))
+		return "fail"
 	case opSkipNZ:
-		if in.flags&1 == 0 {
-			return fmt.Sprintf("skip %d", in.okSkip)
-		}
 		return fmt.Sprintf("if %s == 0:", arg(0))
 	case opSkipNotEq:
 		return fmt.Sprintf("if *%s == *%s:", arg(0), arg(1))
+	case opSkipEq:
+		return fmt.Sprintf("if *%s != *%s:", arg(0), arg(1))
 	default:
 		v := arg(1)
 		if in.flags&2 == 0 && p.mem.at(in.args[1]) == nil {
@@ -189,3 +204,6 @@ func decodeFlags(v uint64, table []flagName) string {
 	}
 	return strings.Join(s, "|")
 }
+
+// CloneFlags prints flags of clone3(2).
+func CloneFlags(flags uint64) string { return decodeFlags(flags, cloneFlags) }

@@ -65,7 +65,8 @@ const (
 	opFail      = 0 // fail with errno a0
 	opSkipNZ    = 1 // if a0 != 0 skip okSkip
 	opSkipNotEq = 2 // if *(u64*)a0 != *(u64*)a1 skip okSkip
-	opPoke      = 3 // *(u64*)a0 = a1
+	opSkipEq    = 3 // if *(u64*)a0 == *(u64*)a1 skip okSkip
+	opPoke      = 4 // *(u64*)a0 = a1
 )
 
 // Program is a launch as data. It is built by one goroutine, may be launched
@@ -266,8 +267,7 @@ func (p *Program) FailIfEqual(errno unix.Errno, text string, pairs ...[2]Arg) {
 // FailUnlessEqual ends the launch with errno and the text unless the 64-bit
 // words at a and b are equal.
 func (p *Program) FailUnlessEqual(errno unix.Errno, text string, a, b Arg) {
-	p.add(pseudo|opSkipNotEq, []Arg{a, b}).get().okSkip = 1 // over the jump
-	p.jump().get().okSkip = 1
+	p.add(pseudo|opSkipEq, []Arg{a, b}).get().okSkip = 1
 	p.FailWith(errno, text)
 }
 

@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"vminit/internal/sys"
+	"vminit/nsexec"
 )
 
 // nsFlags are the namespaces of the spec and their clone flags (namespaces(7)).
@@ -74,6 +75,11 @@ func nsName(flag uint64) string {
 		}
 	}
 	return strconv.FormatUint(flag, 16)
+}
+
+// cloneLine prints the clone3 that makes a container's first process.
+func cloneLine(ns namespaces) string {
+	return "clone3({flags=" + nsexec.CloneFlags(ns.fresh|unix.CLONE_PIDFD|unix.CLONE_CLEAR_SIGHAND|unix.CLONE_INTO_CGROUP) + ", exit_signal=SIGCHLD})\n"
 }
 
 // openNamespace opens a namespace file and checks that it is of the kind asked

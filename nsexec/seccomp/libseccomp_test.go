@@ -3,8 +3,10 @@ package seccomp
 import (
 	"encoding/binary"
 	"encoding/json"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -28,13 +30,20 @@ var differences = []struct {
 		return ours == nosys && theirs == refAction(p.DefaultAction, p.DefaultErrnoRet) && !named(p, call)
 	}},
 	{"calls newer than libseccomp 2.5.4", func(p *specs.LinuxSeccomp, d *data, call string, ours, theirs uint32) bool {
-		return theirs == refAction(p.DefaultAction, p.DefaultErrnoRet) && named(p, call) && strings.Contains(" "+strings.Join(notInLibseccomp, " ")+" ", " "+call+" ")
+		return (theirs == refAction(p.DefaultAction, p.DefaultErrnoRet) || theirs == nosys) && named(p, call) && strings.Contains(" "+strings.Join(notInLibseccomp, " ")+" ", " "+call+" ")
 	}},
 	{"conditions are not dropped for socketcall", func(p *specs.LinuxSeccomp, d *data, call string, ours, theirs uint32) bool {
 		return call == "socketcall" && d.arch == unix.AUDIT_ARCH_I386 && rank(ours) > rank(theirs)
 	}},
 	{"the upper half of ipc's first argument is a version", func(p *specs.LinuxSeccomp, d *data, call string, ours, theirs uint32) bool {
 		return call == "ipc" && d.arch == unix.AUDIT_ARCH_I386 && uint32(d.args[0])>>16 != 0
+	}},
+	{"rules that contradict each other apply in the profile's order", func(p *specs.LinuxSeccomp, d *data, call string, ours, theirs uint32) bool {
+		actions := map[specs.LinuxSeccompAction]bool{}
+		for _, s := range p.Syscalls {
+			actions[s.Action] = actions[s.Action] || slices.Contains(s.Names, call)
+		}
+		return actions[specs.ActAllow] && actions[specs.ActTrap] && reference(p, specs.ArchX86_64, d) == ours
 	}},
 }
 
@@ -61,6 +70,17 @@ func TestAgainstLibseccomp(t *testing.T) {
 	}
 }
 
+// TestAgainstRunc compares with the filter runc 1.1.5 loaded for containerd's
+// default profile, read back with PTRACE_SECCOMP_GET_FILTER. (crun 1.8.1's is
+// libseccomp's, byte for byte.)
+func TestAgainstRunc(t *testing.T) {
+	p := containerd(t)
+	ours, err := compile(p, specs.ArchX86_64)
+	require.NoError(t, err)
+	seen := compare(t, p, ours.Insns, readBPF(t, "testdata/libseccomp/containerd-runc.bpf"))
+	require.Equal(t, []string{"calls newer than libseccomp 2.5.4"}, seen)
+}
+
 func readBPF(t testing.TB, path string) []unix.SockFilter {
 	b, err := os.ReadFile(path)
 	require.NoError(t, err)
@@ -70,7 +90,8 @@ func readBPF(t testing.TB, path string) []unix.SockFilter {
 	return insns
 }
 
-func compare(t *testing.T, p *specs.LinuxSeccomp, ours, theirs []unix.SockFilter) {
+// compare returns the names of the differences seen.
+func compare(t *testing.T, p *specs.LinuxSeccomp, ours, theirs []unix.SockFilter) []string {
 	var calls, ourSteps, theirSteps int
 	seen := map[string]int{}
 	edges := edgeArgs(p)
@@ -84,7 +105,11 @@ func compare(t *testing.T, p *specs.LinuxSeccomp, ours, theirs []unix.SockFilter
 			nameOf[a.number(e)] = callName(int(e.name))
 		}
 		for _, nr := range edgeNumbers(a) {
-			for _, args := range edges {
+			tries := edges
+			if !conditional(p, nameOf[nr]) {
+				tries = edges[:2]
+			}
+			for _, args := range tries {
 				d := &data{nr: nr, arch: a.audit, args: args}
 				got, n := run(ours, d)
 				want, m := run(theirs, d)
@@ -99,6 +124,7 @@ func compare(t *testing.T, p *specs.LinuxSeccomp, ours, theirs []unix.SockFilter
 		t.Logf("%s: %d of %d", name, n, calls)
 	}
 	t.Logf("instructions run per call: %.1f, libseccomp %.1f", float64(ourSteps)/float64(calls), float64(theirSteps)/float64(calls))
+	return slices.Sorted(maps.Keys(seen))
 }
 
 func explain(t *testing.T, p *specs.LinuxSeccomp, d *data, call string, ours, theirs uint32) string {
@@ -109,6 +135,13 @@ func explain(t *testing.T, p *specs.LinuxSeccomp, d *data, call string, ours, th
 	}
 	t.Fatalf("%s %+v: ours %#x, libseccomp %#x", call, d, ours, theirs)
 	return ""
+}
+
+// conditional tells whether the profile looks at a call's arguments.
+func conditional(p *specs.LinuxSeccomp, call string) bool {
+	return call == "socketcall" || call == "ipc" || slices.ContainsFunc(p.Syscalls, func(s specs.LinuxSyscall) bool {
+		return len(s.Args) > 0 && slices.Contains(s.Names, call)
+	})
 }
 
 // edgeNumbers are all an architecture has, and what lies around them.
@@ -133,7 +166,7 @@ func edgeArgs(p *specs.LinuxSeccomp) [][6]uint64 {
 			}
 		}
 	}
-	sets := [][6]uint64{{}}
+	sets := [][6]uint64{{}, {^uint64(0), ^uint64(0), 1 << 40, 5, 6, 7}}
 	for n := range uint64(26) { // what socketcall and ipc stand for
 		sets = append(sets, [6]uint64{n, n, n, n, n, n})
 	}
