@@ -4,7 +4,6 @@ import (
 	"bufio"
 	"context"
 	"fmt"
-	"io"
 	"log/slog"
 	"net"
 	"os"
@@ -137,13 +136,13 @@ func lifecycle(task taskv3.TTRPCTaskService, bundle string) (time.Duration, erro
 	return time.Since(began), nil
 }
 
-// cReference builds floor.c and lets it do one cycle per line it is sent.
+// cReference builds floor.c and lets it do one cycle per byte it is sent.
 func cReference(b *bundles) (func() (time.Duration, error), func(), error) {
 	binary := filepath.Join(b.dir, "floor")
 	if err := compile("floor.c", binary); err != nil {
 		return nil, nil, err
 	}
-	cmd := exec.Command(binary, filepath.Join(b.plain(), "rootfs"), "/sys/fs/cgroup/vminit-floor", "1000000")
+	cmd := exec.Command(binary, filepath.Join(b.plain(), "rootfs"), "/sys/fs/cgroup/vminit-floor")
 	in, err := cmd.StdinPipe()
 	if err != nil {
 		return nil, nil, err
@@ -158,6 +157,9 @@ func cReference(b *bundles) (func() (time.Duration, error), func(), error) {
 	}
 	lines := bufio.NewReader(out)
 	run := func() (time.Duration, error) {
+		if _, err := in.Write([]byte{'x'}); err != nil {
+			return 0, err
+		}
 		line, err := lines.ReadString('\n')
 		if err != nil {
 			return 0, fmt.Errorf("no answer: %w", err)
@@ -166,8 +168,7 @@ func cReference(b *bundles) (func() (time.Duration, error), func(), error) {
 		if err != nil {
 			return 0, err
 		}
-		_, err = io.WriteString(in, "\n")
-		return time.Duration(us * 1e3), err
+		return time.Duration(us * 1e3), nil
 	}
 	return run, func() { in.Close(); cmd.Process.Kill(); cmd.Wait() }, nil
 }

@@ -2,7 +2,7 @@
 // time nobody can go below. The list is that of `vminitctl plan` for the bench's
 // config.json; it makes no decisions, parses nothing and serves nobody.
 //
-// usage: floor ROOTFS CGROUP COUNT   prints microseconds per life cycle, one a line
+// usage: floor ROOTFS CGROUP   runs one cycle per byte of stdin and prints its microseconds
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
@@ -238,17 +238,16 @@ static void cycle(const char *path, const char *cgroup, int filter) {
 }
 
 int main(int argc, char **argv) {
-	if (argc != 4) {
-		dprintf(2, "usage: floor ROOTFS CGROUP COUNT\n");
+	if (argc != 3) {
+		dprintf(2, "usage: floor ROOTFS CGROUP\n");
 		return 2;
 	}
 	prctl(PR_SET_DUMPABLE, 0);
 	int filter = device_filter();
-	for (int n = atoi(argv[3]); n > 0; n--) {
+	while (getchar() != EOF) { // one cycle per byte it is sent
 		double t = now();
 		cycle(argv[1], argv[2], filter);
 		printf("%.1f\n", now() - t);
 		fflush(stdout);
-		if (getchar() == EOF) break; // one more when asked
 	}
 }
