@@ -93,8 +93,8 @@ func (c *Conn) Read(b []byte) (int, error) {
 // Write implements net.Conn. It blocks while the guest does not read.
 func (c *Conn) Write(b []byte) (int, error) { return c.unix.Write(b) }
 
-// Close implements net.Conn. What was written before still reaches the guest, as
-// long as the guest goes on reading it.
+// Close implements net.Conn. What was written before still reaches the guest, unless
+// the guest reads nothing for half a minute or goes away.
 func (c *Conn) Close() error { return c.unix.Close() }
 
 // CloseWrite tells the guest that nothing more will be sent: it reads end of file
