@@ -7,14 +7,16 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// Captured in guests of Linux 6.1 and, for the systemd host, 6.12.
 const (
-	initramfsMounts = `1 1 0:2 / / rw - rootfs none rw
+	// Captured in a guest of Linux 6.1, in its initramfs as the kernel leaves it
+	// and after this package has covered the root and mounted the first three.
+	initramfsMounts = `1 1 0:2 / / rw - rootfs rootfs rw,size=231404k,nr_inodes=57851,inode64
 `
-	coveredMounts = `22 1 0:2 / / rw shared:1 - rootfs none rw
-23 22 0:21 / /proc rw,nosuid,nodev,noexec,relatime shared:2 - proc proc rw
-24 22 0:5 / /dev rw,nosuid,relatime shared:3 - devtmpfs devtmpfs rw,size=234k,nr_inodes=58k,mode=755
+	coveredMounts = `22 1 0:2 / / rw shared:1 - rootfs rootfs rw,size=231404k,nr_inodes=57851,inode64
+23 22 0:20 / /proc rw,nosuid,nodev,noexec,relatime shared:2 - proc proc rw
+25 22 0:5 / /dev rw,nosuid,relatime shared:4 - devtmpfs devtmpfs rw,size=231404k,nr_inodes=57851,mode=755,inode64
 `
+	// What a root on a disk looks like.
 	diskMounts = `21 1 254:0 / / rw,relatime - ext4 /dev/root rw
 `
 )
