@@ -2,6 +2,7 @@ package vhostvsock
 
 import (
 	"net"
+	"os"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -21,8 +22,10 @@ type testGuest struct {
 // buffers.
 func newTestSession(t testing.TB) (*session, *testGuest) {
 	checkLeaks(t)
-	d, err := New(Config{SocketPath: t.TempDir() + "/s", GuestCID: fakeCID})
+	dir := t.TempDir()
+	d, err := New(Config{SocketPath: dir + "/s", GuestCID: fakeCID})
 	require.NoError(t, err)
+	require.NoError(t, os.RemoveAll(dir)) // nobody connects, and fuzzing cleans nothing up
 	t.Cleanup(func() { d.Close() })
 	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	require.NoError(t, err)
