@@ -21,7 +21,7 @@ func tree[T comparable](a *assembler, p []piece[uint32, T], at func(T) label) la
 	if len(p) == 1 {
 		return at(p[0].to)
 	}
-	if i := exception(p); i > 0 && len(p) <= 7 { // a search is not shorter
+	if i := exception(p); len(p) <= 7 && i > 0 { // a search is no shorter
 		rest := slices.Concat(p[:i], p[i+2:])
 		no := tree(a, rest, at)
 		return a.branch(unix.BPF_JEQ, p[i].start, at(p[i].to), no)
