@@ -136,7 +136,7 @@ func TestUnixPeer(t *testing.T) {
 		cmd.Dir = "/"
 		cmd.Env = []string{"VSOCKSTREAM_TEST_DIAL=" + path}
 		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: c.uid, Gid: c.uid}}
-		out, err := cmd.CombinedOutput()
+		out, err := cmd.Output()
 		require.NoError(t, err, string(out))
 		require.Equal(t, c.want, string(out), "uid %d", c.uid)
 	}
