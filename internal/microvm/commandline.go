@@ -1,0 +1,146 @@
+package microvm
+
+import (
+	"encoding/json"
+	"fmt"
+	"strconv"
+	"strings"
+)
+
+// wiring is how one machine is connected to its owner.
+type wiring struct {
+	arch      arch
+	consoleFD int    // socket that carries the console
+	qmpFD     int    // socket that carries the owner's QMP
+	qmpPath   string // QMP socket for other processes
+	diskFD    []int  // by disk; -1 for those with a path
+
+	vsockPath string // socket of our own vsock device, or
+	vhostFD   int    // an open /dev/vhost-vsock
+	cid       uint32
+}
+
+// commandLine returns QEMU's arguments for a complete Config.
+func commandLine(c Config, w wiring) []string {
+	memory := strconv.Itoa(c.MemoryMiB) + "M"
+	args := []string{
+		"-name", escape(c.Name),
+		"-nodefaults", "-no-user-config", "-no-reboot", "-display", "none",
+		// The guest is the adversary: QEMU needs no new privileges and no programs.
+		"-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny",
+		"-machine", w.arch.machine + ",memory-backend=mem",
+		"-object", "memory-backend-memfd,id=mem,share=on,size=" + memory,
+		"-m", memory,
+		"-smp", strconv.Itoa(c.CPUs),
+	}
+	if c.Accel.Name == KVM {
+		args = append(args, "-accel", "kvm", "-cpu", "host")
+	} else {
+		args = append(args, "-accel", "tcg,thread=multi", "-cpu", "max")
+	}
+	args = append(args,
+		"-kernel", c.Kernel, "-initrd", c.Initrd,
+		"-append", kernelCommandLine(c, w),
+		"-chardev", "socket,id=console,fd="+strconv.Itoa(w.consoleFD), "-serial", "chardev:console",
+		"-chardev", "socket,id=owner,fd="+strconv.Itoa(w.qmpFD), "-mon", "chardev=owner,mode=control",
+		"-chardev", "socket,id=qmp,server=on,wait=off,path="+escape(w.qmpPath), "-mon", "chardev=qmp,mode=control",
+	)
+	if w.vsockPath != "" {
+		args = append(args,
+			"-chardev", "socket,id=vsock,path="+escape(w.vsockPath),
+			"-device", "vhost-user-vsock-pci,chardev=vsock")
+	} else {
+		args = append(args, "-device",
+			fmt.Sprintf("vhost-vsock-pci,disable-legacy=on,guest-cid=%d,vhostfd=%d", w.cid, w.vhostFD))
+	}
+	for i, d := range c.Disks {
+		args = append(args, diskArgs(i, d, w.diskFD[i])...)
+	}
+	for i, s := range c.Shares {
+		args = append(args, shareArgs(i, s)...)
+	}
+	for i := range c.HotplugSlots {
+		args = append(args, "-device", fmt.Sprintf("pcie-root-port,id=%s,chassis=%d,slot=%d", slotName(i), i+1, i+1))
+	}
+	return args
+}
+
+// kernelCommandLine is what the guest's kernel gets. panic=-1 makes a panic an
+// immediate reset, which -no-reboot turns into the end of QEMU.
+func kernelCommandLine(c Config, w wiring) string {
+	params := []string{
+		"console=" + w.arch.console, "quiet", "loglevel=3", "panic=-1", "net.ifnames=0", "cgroup_no_v1=all",
+	}
+	params = append(params, c.Params...)
+	flags := c.Flags
+	if w.cid != guestCID {
+		flags = append([]string{fmt.Sprintf("-vsock-cid=%d", w.cid)}, flags...)
+	}
+	if len(flags) > 0 {
+		params = append(append(params, "--"), flags...)
+	}
+	return strings.Join(params, " ")
+}
+
+// diskArgs puts an image on virtio-blk. It goes through a set of descriptors if
+// it was handed over as one: QEMU opens /dev/fdset/N by looking for a
+// descriptor of the right access mode in set N.
+func diskArgs(i int, d Disk, fd int) []string {
+	var args []string
+	path := d.Path
+	if fd >= 0 {
+		args = append(args, "-add-fd", fmt.Sprintf("fd=%d,set=%d", fd, i))
+		path = fmt.Sprintf("/dev/fdset/%d", i)
+	}
+	node := "disk" + strconv.Itoa(i)
+	device := "virtio-blk-pci,disable-legacy=on,drive=" + node
+	if d.Serial != "" {
+		device += ",serial=" + escape(d.Serial)
+	}
+	return append(args, "-blockdev", blockdev(node, path, d.ReadOnly), "-device", device)
+}
+
+// blockdev describes a raw image as JSON, which needs no escaping of commas.
+func blockdev(node, path string, readOnly bool) string {
+	b, _ := json.Marshal(newBlockNode(node, path, readOnly)) // strings and booleans always encode
+	return string(b)
+}
+
+// blockNode is the argument of -blockdev and of the QMP command blockdev-add.
+type blockNode struct {
+	Driver   string    `json:"driver"`
+	Node     string    `json:"node-name,omitempty"`
+	ReadOnly bool      `json:"read-only"`
+	File     blockFile `json:"file"`
+}
+
+type blockFile struct {
+	Driver   string `json:"driver"`
+	Filename string `json:"filename"`
+	ReadOnly bool   `json:"read-only"`
+	Locking  string `json:"locking"`
+}
+
+// newBlockNode locks images that are written to, so that no two machines do.
+func newBlockNode(node, path string, readOnly bool) blockNode {
+	locking := "auto"
+	if readOnly {
+		locking = "off"
+	}
+	return blockNode{"raw", node, readOnly, blockFile{"file", path, readOnly, locking}}
+}
+
+func shareArgs(i int, s Share) []string {
+	id := "share" + strconv.Itoa(i)
+	dev := "local,id=" + id + ",security_model=none,path=" + escape(s.Dir)
+	if s.ReadOnly {
+		dev += ",readonly=on"
+	}
+	return []string{"-fsdev", dev, "-device", "virtio-9p-pci,disable-legacy=on,fsdev=" + id + ",mount_tag=" + escape(s.Tag)}
+}
+
+func slotName(i int) string { return "slot" + strconv.Itoa(i) }
+
+// escape protects a value in QEMU's key=value,... syntax, where a comma is
+// written twice.
+func escape(s string) string { return strings.ReplaceAll(s, ",", ",,") }

@@ -1,0 +1,137 @@
+package microvm
+
+import (
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"runtime"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// emulator is a QEMU process that this one owns.
+type emulator struct {
+	process *os.Process
+	started time.Time
+	log     string          // file with what it wrote to stderr
+	console net.Conn        // the guest's serial port
+	monitor net.Conn        // QMP
+	exited  chan struct{}   // closed when it has been reaped
+	state   *exec.ExitError // how it exited, nil for status 0; set before exited is closed
+}
+
+// firstExtraFD is the number that os/exec gives the first of its ExtraFiles.
+const firstExtraFD = 3
+
+// startEmulator runs QEMU. It ends when this process does: the parent death
+// signal is sent when the thread that forked it ends (prctl(2)), so a goroutine
+// keeps that thread until QEMU has been reaped.
+func startEmulator(c Config, w wiring, logPath string, vhost *os.File) (*emulator, error) {
+	e := &emulator{log: logPath, exited: make(chan struct{})}
+	var inherited []*os.File
+	var ours []*os.File // closed here once QEMU has them
+	defer func() {
+		for _, f := range ours {
+			_ = f.Close()
+		}
+	}()
+	inherit := func(f *os.File) int {
+		inherited = append(inherited, f)
+		return firstExtraFD + len(inherited) - 1
+	}
+	channel := func(fd *int) (net.Conn, error) {
+		conn, theirs, err := socketPair()
+		if err != nil {
+			return nil, err
+		}
+		ours = append(ours, theirs)
+		*fd = inherit(theirs)
+		return conn, nil
+	}
+	log, err := os.OpenFile(logPath, os.O_CREATE|os.O_WRONLY|os.O_APPEND|os.O_TRUNC, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	ours = append(ours, log)
+	if e.console, err = channel(&w.consoleFD); err != nil {
+		return nil, err
+	}
+	if e.monitor, err = channel(&w.qmpFD); err != nil {
+		_ = e.console.Close()
+		return nil, err
+	}
+	for _, d := range c.Disks {
+		fd := -1
+		if d.File != nil {
+			fd = inherit(d.File)
+		}
+		w.diskFD = append(w.diskFD, fd)
+	}
+	if vhost != nil {
+		w.vhostFD = inherit(vhost)
+	}
+
+	cmd := exec.Command(c.QEMU, commandLine(c, w)...)
+	cmd.Stdout, cmd.Stderr = log, log
+	cmd.ExtraFiles = inherited
+	// Its own process group: an interrupt typed on the terminal is ours to handle.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
+	started := make(chan error)
+	go func() {
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+		err := cmd.Start()
+		started <- err
+		if err != nil {
+			return
+		}
+		if exit, ok := cmd.Wait().(*exec.ExitError); ok {
+			e.state = exit
+		}
+		close(e.exited)
+	}()
+	if err := <-started; err != nil {
+		_ = e.console.Close()
+		_ = e.monitor.Close()
+		return nil, fmt.Errorf("start QEMU: %w", err)
+	}
+	e.process, e.started = cmd.Process, time.Now()
+	return e, nil
+}
+
+// kill ends QEMU without asking the guest. It does not wait.
+func (e *emulator) kill() { _ = e.process.Kill() } // fails only if it has ended
+
+// complaint returns the end of what QEMU wrote to stderr.
+func (e *emulator) complaint() string {
+	f, err := os.Open(e.log)
+	if err != nil {
+		return ""
+	}
+	defer f.Close()
+	if fi, err := f.Stat(); err == nil && fi.Size() > tailSize {
+		_, _ = f.Seek(-tailSize, io.SeekEnd)
+	}
+	text, _ := io.ReadAll(io.LimitReader(f, tailSize))
+	return lastLines(text, 10)
+}
+
+// socketPair returns a connection and, as a file for a child, its other end.
+func socketPair() (net.Conn, *os.File, error) {
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, nil, os.NewSyscallError("socketpair", err)
+	}
+	mine, theirs := os.NewFile(uintptr(fds[0]), "socketpair"), os.NewFile(uintptr(fds[1]), "socketpair")
+	defer mine.Close()
+	conn, err := net.FileConn(mine) // duplicates
+	if err != nil {
+		_ = theirs.Close()
+		return nil, nil, err
+	}
+	return conn, theirs, nil
+}
