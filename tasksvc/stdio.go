@@ -164,7 +164,7 @@ func (s *stdio) attachTerminal(master int) error {
 			return err
 		}
 	}
-	pump, err := vsockstream.NewPump(vsockstream.PumpConfig{Dst: s.ends[1], Src: s.tty, KeepSrc: true})
+	pump, err := vsockstream.NewPump(vsockstream.PumpConfig{Dst: s.ends[1], Src: s.tty, KeepSrc: true, Reopens: true})
 	s.ends[1] = nil
 	if err != nil {
 		return err
