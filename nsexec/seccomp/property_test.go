@@ -2,9 +2,11 @@ package seccomp
 
 import (
 	"math"
+	"math/rand/v2"
 	"testing"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
+	"github.com/stretchr/testify/require"
 	"pgregory.net/rapid"
 )
 
@@ -114,4 +116,32 @@ func TestAgainstReference(t *testing.T) {
 			}
 		}
 	})
+}
+
+// TestFarJumps: in filters near the largest possible, where little is within
+// reach of a conditional jump, nothing goes astray.
+func TestFarJumps(t *testing.T) {
+	for seed := range uint64(8) {
+		rnd := rand.New(rand.NewPCG(seed, 7))
+		p := &specs.LinuxSeccomp{DefaultAction: specs.ActErrno, Architectures: someArches, ListenerPath: "/l"}
+		for n := range 90 {
+			s := specs.LinuxSyscall{Names: []string{callName(rnd.IntN(len(callEnds))), callName(rnd.IntN(len(callEnds))), "socket"}, Action: someActions[rnd.IntN(len(someActions)-1)]}
+			for i := range rnd.IntN(4) * (n % 2) {
+				s.Args = append(s.Args, specs.LinuxSeccompArg{Index: uint(i) % 6, Op: someOps[rnd.IntN(len(someOps))], Value: rnd.Uint64() >> rnd.IntN(64), ValueTwo: rnd.Uint64()})
+			}
+			if len(s.Args) == 0 { // not for socket, which collects rules
+				s.Names = s.Names[:2]
+			}
+			p.Syscalls = append(p.Syscalls, s)
+		}
+		f, err := compile(p, specs.ArchX86_64)
+		require.NoError(t, err)
+		require.NoError(t, verify(f.Insns))
+		require.Greater(t, len(f.Insns), 1000)
+		for range 500 {
+			d := randomData(rnd, p)
+			got, _ := run(f.Insns, d)
+			require.Equal(t, reference(p, specs.ArchX86_64, d), got, "%+v", d)
+		}
+	}
 }
