@@ -25,6 +25,9 @@ type Registers [numRegs]uint64
 // Fd returns the fd number a register holds.
 func (r *Registers) Fd(reg Reg) int { return int(r[reg]) }
 
+// Gate returns which gate the child stands at.
+func (r *Registers) Gate() GateID { return GateID(r[regPC]) }
+
 // StepError says which step of a launch failed and why.
 type StepError struct {
 	Step    string     // "mount proc on /proc"

@@ -25,8 +25,7 @@ type dontFork struct {
 // grown reports whether the runtime has mapped memory since the last exclude.
 func (d *dontFork) grown() bool { return runtimeBytes() != d.total }
 
-// exclude marks every anonymous writable mapping of the Go runtime. The program
-// arenas and the binary's own data stay.
+// exclude marks everything the child can do without.
 func (d *dontFork) exclude() error {
 	d.total = runtimeBytes()
 	maps, err := os.ReadFile("/proc/self/maps")
@@ -34,12 +33,12 @@ func (d *dontFork) exclude() error {
 		return fmt.Errorf("find the Go heap: %w", err)
 	}
 	for line := range bytes.Lines(maps) {
-		start, end, ok := goHeap(line)
+		start, end, ok := parentOnly(line)
 		if !ok {
 			continue
 		}
 		if err := madviseDontFork(start, end-start); err != nil {
-			return fmt.Errorf("keep the Go heap at %#x out of children: %w", start, err)
+			return fmt.Errorf("keep the memory at %#x out of children: %w", start, err)
 		}
 	}
 	return nil
@@ -51,19 +50,20 @@ func runtimeBytes() uint64 {
 	return s[0].Value.Uint64()
 }
 
-// goHeap parses a line of /proc/PID/maps (proc_pid_maps(5)) and reports whether
-// it is memory the Go runtime mapped: private, writable, nameless, and not the
-// .bss that follows the binary at a low address.
-func goHeap(line []byte) (start, end uint64, ok bool) {
+// parentOnly parses a line of /proc/PID/maps (proc_pid_maps(5)) and reports
+// whether it is private writable memory: the Go heap, the runtime's tables and
+// the binary's own data. The child has its code and its program, which is a
+// shared mapping. What is left to fork need not be copied, and the parent need
+// not fault its pages in again after each launch.
+func parentOnly(line []byte) (start, end uint64, ok bool) {
 	f := bytes.Fields(line)
-	if len(f) != 5 || !bytes.Equal(f[1], []byte("rw-p")) {
+	if len(f) < 5 || !bytes.Equal(f[1], []byte("rw-p")) || len(f) > 5 && f[5][0] == '[' {
 		return 0, 0, false
 	}
 	lo, hi, _ := bytes.Cut(f[0], []byte("-"))
 	start, err1 := strconv.ParseUint(string(lo), 16, 64)
 	end, err2 := strconv.ParseUint(string(hi), 16, 64)
-	const lowest = 1 << 32 // static binaries are linked far below
-	return start, end, err1 == nil && err2 == nil && start >= lowest && end-start >= 1<<20
+	return start, end, err1 == nil && err2 == nil
 }
 
 func madviseDontFork(start, length uint64) error {

@@ -116,6 +116,7 @@ dispatch:
 	SYSCALL
 	CMPQ	AX, $0xfffffffffffff001
 	JCC	failed
+store:
 	TESTL	$64, BX
 	JEQ	ok
 	MOVBQZX	56(R12), CX
@@ -167,8 +168,13 @@ pseudo:
 	JEQ	opskipnoteq
 	CMPL	AX, $3
 	JEQ	opskipeq
+	CMPL	AX, $5
+	JEQ	opload
 	MOVQ	SI, (DI) // opPoke
 	JMP	plain
+opload:
+	MOVQ	(DI), AX
+	JMP	store
 opskipeq:
 	MOVQ	(DI), DI
 	CMPQ	DI, (SI)

@@ -105,6 +105,7 @@ dispatch:
 	SVC
 	CMN	$4095, R0
 	BHS	failed
+store:
 	TBZ	$6, R9, ok
 	MOVBU	56(R19), R10
 	MOVD	R0, (R21)(R10<<3)
@@ -152,8 +153,13 @@ pseudo:
 	BEQ	opskipnoteq
 	CMP	$3, R8
 	BEQ	opskipeq
+	CMP	$5, R8
+	BEQ	opload
 	MOVD	R1, (R0) // opPoke
 	B	plain
+opload:
+	MOVD	(R0), R0
+	B	store
 opskipeq:
 	MOVD	(R0), R0
 	MOVD	(R1), R1

@@ -19,12 +19,19 @@ func (p *Program) String() string {
 			ends = ends[:len(ends)-1]
 		}
 		in := p.mem.insn(i)
-		if p.stepOf[i] != step && in.nr != pseudo|opFail {
+		if _, gate := p.gates[GateID(i)]; p.stepOf[i] != step && in.nr != pseudo|opFail && !gate {
 			step = p.stepOf[i]
 			fmt.Fprintf(&b, "# %s\n", p.steps[step])
 		}
 		skip, text := int(max(in.okSkip, in.errSkip)), p.decode(in)
-		switch {
+		switch name, gate := p.gates[GateID(i)]; {
+		case gate:
+			i += gateLen - 1
+			text = "wait at gate " + name
+		case in.flags&flagCatch != 0 && isJump(in):
+			text = "catch:"
+		case in.flags&flagCatch != 0:
+			skip = 0
 		case isJump(in) && len(ends) > 0: // the end of a block that has an alternative
 			ends = ends[:len(ends)-1]
 			text = "else:"
@@ -80,6 +87,8 @@ func (p *Program) decode(in *insn) string {
 		fmt.Fprintf(&b, " or %s", strings.Join(or, "|"))
 	}
 	switch {
+	case in.flags&flagCatch != 0:
+		b.WriteString(", which goes on at catch")
 	case in.okSkip > 0:
 		b.WriteString("; if that failed:")
 	case in.errSkip > 0:
@@ -104,6 +113,8 @@ func (p *Program) decodePseudo(in *insn) string {
 		return fmt.Sprintf("if *%s == *%s:", arg(0), arg(1))
 	case opSkipEq:
 		return fmt.Sprintf("if *%s != *%s:", arg(0), arg(1))
+	case opLoad:
+		return fmt.Sprintf("%s = *%s", p.reg(Reg(in.store)), arg(0))
 	default:
 		v := arg(1)
 		if in.flags&2 == 0 && p.mem.at(in.args[1]) == nil {

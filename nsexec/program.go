@@ -60,6 +60,7 @@ const (
 
 	flagStore     = 1 << 6 // bits 0-5: argument i is a register
 	flagIgnoreAll = 1 << 7
+	flagCatch     = 1 << 8 // errSkip leads to a Catch; only String cares
 
 	pseudo      = 1 << 31
 	opFail      = 0 // fail with errno a0
@@ -67,6 +68,7 @@ const (
 	opSkipNotEq = 2 // if *(u64*)a0 != *(u64*)a1 skip okSkip
 	opSkipEq    = 3 // if *(u64*)a0 == *(u64*)a1 skip okSkip
 	opPoke      = 4 // *(u64*)a0 = a1
+	opLoad      = 5 // store = *(u64*)a0
 )
 
 // Program is a launch as data. It is built by one goroutine, may be launched
@@ -78,6 +80,7 @@ type Program struct {
 	steps  []string // texts for errors, see Step
 	step   uint16   // the one in force
 	stepOf []uint16 // instruction -> index into steps
+	gates  map[GateID]string
 	inputs []Reg
 	names  [numRegs]string
 	next   Reg
@@ -92,7 +95,7 @@ func NewProgram() (*Program, error) {
 	if err != nil {
 		return nil, fmt.Errorf("map memory for a launch program: %w", err)
 	}
-	p := &Program{mem: mem, next: 1, steps: []string{"launch"}, stepOf: make([]uint16, 0, 256)}
+	p := &Program{mem: mem, next: 1, steps: []string{"launch"}, stepOf: make([]uint16, 0, 256), gates: map[GateID]string{}}
 	p.names[regStatus] = "status"
 	p.names[regGate] = "go"
 	return p, nil
@@ -253,6 +256,22 @@ func (p *Program) IfElse(in Insn, ok, failed func()) {
 	jump.get().okSkip = p.block(failed)
 }
 
+// Catch runs the block only after one of the instructions, all of them before
+// it, failed with an ignored errno; what stands between is skipped then.
+func (p *Program) Catch(block func(), ins ...Insn) {
+	jump := p.jump()
+	for _, in := range ins {
+		x := in.get()
+		x.flags |= flagCatch
+		if jump.i-in.i > math.MaxUint16 {
+			p.Fail(sys.Invalidf("launch program: block of %d instructions", jump.i-in.i))
+		}
+		x.errSkip = uint16(jump.i - in.i)
+	}
+	jump.get().flags |= flagCatch
+	jump.get().okSkip = p.block(block)
+}
+
 // FailIfEqual ends the launch with errno and the text when the 64-bit words at
 // a and b are equal, for all pairs given. It is how the child checks what it
 // sees (is this mount point the root? is the cwd inside?) without a round trip.
@@ -265,9 +284,11 @@ func (p *Program) FailIfEqual(errno unix.Errno, text string, pairs ...[2]Arg) {
 }
 
 // FailUnlessEqual ends the launch with errno and the text unless the 64-bit
-// words at a and b are equal.
-func (p *Program) FailUnlessEqual(errno unix.Errno, text string, a, b Arg) {
-	p.add(pseudo|opSkipEq, []Arg{a, b}).get().okSkip = 1
+// word at a equals that at one of the other addresses.
+func (p *Program) FailUnlessEqual(errno unix.Errno, text string, a Arg, others ...Arg) {
+	for i, b := range others {
+		p.add(pseudo|opSkipEq, []Arg{a, b}).get().okSkip = uint16(len(others) - i) // to behind opFail
+	}
 	p.FailWith(errno, text)
 }
 
@@ -286,10 +307,24 @@ func (p *Program) jump() Insn { return p.add(pseudo|opSkipNZ, []Arg{Int(1)}) }
 // carry an fd.
 func (p *Program) Poke(addr, value Arg) { p.add(pseudo|opPoke, []Arg{addr, value}) }
 
+// Load makes the register the 64-bit word at an address. With Poke it keeps
+// more values than there are registers: Poke(cell, r.Arg()), later Load(r, cell),
+// where cell is Words(0).
+func (p *Program) Load(r Reg, addr Arg) { p.add(pseudo|opLoad, []Arg{addr}).Store(r) }
+
+// GateID tells the gates of a program apart.
+type GateID int
+
+// gateLen is how many instructions a gate takes.
+const gateLen = 6
+
 // Gate stops the child until the parent lets it go on (Child.AwaitGate,
 // Child.Open). All registers travel to the parent, so it can fetch fds of the
-// child by number. If the parent is gone, the child ends.
-func (p *Program) Gate(name string) {
+// child by number. If the parent is gone, the child ends. What was the step
+// before is the step again behind the gate.
+func (p *Program) Gate(name string) GateID {
+	step, id := p.step, GateID(p.n)
+	p.gates[id] = name
 	p.Step("wait at gate %s", name)
 	regs := Arg{v: p.mem.addr(0)}
 	p.Poke(regs.Plus(8*int(regPC)), Int(p.n))
@@ -298,6 +333,19 @@ func (p *Program) Gate(name string) {
 	p.Call(unix.SYS_READ, regStatus.Arg(), p.Buffer(8), Int(8)).Store(regGate)
 	p.add(pseudo|opSkipNZ, []Arg{regGate.Arg()}).get().okSkip = 1
 	p.Call(unix.SYS_EXIT_GROUP, Int(1))
+	p.step = step
+	return id
+}
+
+// Write puts bytes into the program's memory for a child that waits at a gate.
+// They must fit into what was reserved at that address (Buffer).
+func (p *Program) Write(at Arg, b []byte) error {
+	mem := p.mem.at(at.v)
+	if at.reg || at.v < p.mem.addr(dataOff) || len(mem) < len(b) {
+		return fmt.Errorf("launch program: write of %d bytes outside its memory", len(b))
+	}
+	copy(mem, b)
+	return nil
 }
 
 // Str puts a NUL-terminated copy of s into the program's memory. A NUL

@@ -33,6 +33,7 @@ var signatures = [...]syscallSig{
 	{unix.SYS_FSCONFIG, "fsconfig", "fCssd"},
 	{unix.SYS_FSMOUNT, "fsmount", "fdM"},
 	{unix.SYS_FSOPEN, "fsopen", "sd"},
+	{unix.SYS_FSPICK, "fspick", "fsd"},
 	{unix.SYS_FSTATFS, "fstatfs", "fp"},
 	{unix.SYS_GETCWD, "getcwd", "pd"},
 	{unix.SYS_IOCTL, "ioctl", "fIp"},
@@ -103,6 +104,7 @@ var (
 	fsconfigCmds = []flagName{
 		{unix.FSCONFIG_SET_FLAG, "FSCONFIG_SET_FLAG"}, {unix.FSCONFIG_SET_STRING, "FSCONFIG_SET_STRING"},
 		{unix.FSCONFIG_SET_FD, "FSCONFIG_SET_FD"}, {unix.FSCONFIG_CMD_CREATE, "FSCONFIG_CMD_CREATE"},
+		{unix.FSCONFIG_CMD_RECONFIGURE, "FSCONFIG_CMD_RECONFIGURE"},
 	}
 	mountFlags = []flagName{
 		{unix.MS_RDONLY, "MS_RDONLY"}, {unix.MS_NOSUID, "MS_NOSUID"}, {unix.MS_NODEV, "MS_NODEV"}, {unix.MS_NOEXEC, "MS_NOEXEC"},

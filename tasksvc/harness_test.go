@@ -3,6 +3,7 @@ package tasksvc
 import (
 	"context"
 	"encoding/json"
+	"fmt"
 	"io"
 	"log/slog"
 	"os"
@@ -28,6 +29,9 @@ type host struct {
 	fifos  string
 }
 
+// testTree is this test binary's own: others may run at the same time.
+var testTree = fmt.Sprintf("vminit-test-%d", os.Getpid())
+
 var sharedLauncher = sync.OnceValues(nsexec.NewLauncher)
 
 func newHost(t testing.TB) *host {
@@ -35,7 +39,7 @@ func newHost(t testing.TB) *host {
 	l, err := sharedLauncher()
 	require.NoError(t, err)
 	mount := cgroupMount(t)
-	tree, err := cgroup2.OpenTree(mount, "vminit-test")
+	tree, err := cgroup2.OpenTree(mount, testTree)
 	require.NoError(t, err)
 	log := slog.New(slog.NewTextHandler(io.Discard, nil))
 	if testing.Verbose() {
@@ -49,6 +53,7 @@ func newHost(t testing.TB) *host {
 	t.Cleanup(func() {
 		require.Empty(t, h.containers, "containers left")
 		tree.Close()
+		_ = os.Remove(filepath.Join(mount, testTree))
 	})
 	return h
 }

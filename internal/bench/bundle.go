@@ -17,10 +17,31 @@ type bundles struct {
 	dir string
 }
 
-func (b *bundles) plain() string { return filepath.Join(b.dir, "plain") }
+func (b *bundles) plain() string   { return filepath.Join(b.dir, "plain") }
+func (b *bundles) seccomp() string { return filepath.Join(b.dir, "seccomp") }
+func (b *bundles) sleeper() string { return filepath.Join(b.dir, "sleeper") }
 
 func (b *bundles) make() error {
-	return writeBundle(b.plain(), config())
+	if err := writeBundle(b.plain(), config()); err != nil {
+		return err
+	}
+	sleep := config()
+	sleep.Process.Args = []string{"/bin/sleep", "100000"}
+	sleep.Linux.CgroupsPath = "/bench/sleeper"
+	if err := writeBundle(b.sleeper(), sleep); err != nil {
+		return err
+	}
+	filtered := config()
+	profile, err := os.ReadFile("nsexec/seccomp/testdata/config-containerd-seccomp.json")
+	if err != nil {
+		return err
+	}
+	var from specs.Spec
+	if err := json.Unmarshal(profile, &from); err != nil {
+		return err
+	}
+	filtered.Linux.Seccomp = from.Linux.Seccomp
+	return writeBundle(b.seccomp(), filtered)
 }
 
 func writeBundle(dir string, spec *specs.Spec) error {
@@ -39,6 +60,9 @@ func writeBundle(dir string, spec *specs.Spec) error {
 	}
 	data, err := json.MarshalIndent(spec, "", "  ")
 	if err != nil {
+		return err
+	}
+	if err := os.Symlink("true", root+"/bin/sleep"); err != nil {
 		return err
 	}
 	return os.WriteFile(dir+"/config.json", data, 0o644)

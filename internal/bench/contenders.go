@@ -3,96 +3,147 @@ package main
 import (
 	"bufio"
 	"context"
+	"encoding/json"
 	"fmt"
 	"log/slog"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
+	goruntime "runtime"
 	"strconv"
 	"strings"
 	"time"
 
 	taskv3 "github.com/containerd/containerd/api/runtime/task/v3"
 	"github.com/containerd/ttrpc"
+	"google.golang.org/protobuf/types/known/anypb"
 
 	"vminit/cgroup2"
 	"vminit/nsexec"
 	"vminit/tasksvc"
 )
 
-// contenders starts what has to be started. The cleanup is never nil.
-func contenders(b *bundles, daemon string) (all []*contender, cleanup func(), err error) {
-	var ends []func()
-	cleanup = func() {
-		for _, end := range ends {
-			end()
-		}
-	}
-	add := func(name, note string, run func() (time.Duration, error), end func(), err error) error {
-		if err != nil {
-			return fmt.Errorf("%s: %w", name, err)
-		}
-		ends = append(ends, end)
-		all = append(all, &contender{name: name, note: note, run: run})
-		return nil
-	}
-	remote, end, err := viaTTRPC(b, daemon)
-	if err := add("vminitd (ttrpc)", "", remote, end, err); err != nil {
-		return nil, cleanup, err
-	}
-	local, end, err := inProcess(b)
-	if err := add("in process", "", local, end, err); err != nil {
-		return nil, cleanup, err
-	}
-	floor, end, err := cReference(b)
-	if err := add("C reference", "the same syscalls, nothing else", floor, end, err); err != nil {
-		return nil, cleanup, err
-	}
-	for _, runtime := range []string{"crun", "runc"} {
-		run, note, err := external(b, runtime)
-		if err := add(runtime+" run", note, run, func() {}, err); err != nil {
-			return nil, cleanup, err
-		}
-	}
-	return all, cleanup, nil
+// lineup starts what has to be started and collects the contenders.
+type lineup struct {
+	all  []*contender
+	ends []func()
 }
 
-// viaTTRPC drives the daemon as a host does, with one connection.
-func viaTTRPC(b *bundles, daemon string) (func() (time.Duration, error), func(), error) {
-	socket := filepath.Join(b.dir, "vminitd.sock")
-	cmd := exec.Command(daemon, "-listen", "unix://"+socket)
-	log, err := os.Create(filepath.Join(b.dir, "vminitd.log"))
+func (l *lineup) close() {
+	for _, end := range l.ends {
+		end()
+	}
+}
+
+func (l *lineup) add(name, note string, run func() (time.Duration, error)) {
+	l.all = append(l.all, &contender{name: name, note: note, run: run})
+}
+
+// contenders fills the line-up, which the caller closes even after an error.
+func (l *lineup) contenders(b *bundles, daemon string) error {
+	client, err := l.daemon(b, "vminitd", daemon)
 	if err != nil {
-		return nil, nil, err
+		return err
+	}
+	svc, err := l.inProcess()
+	if err != nil {
+		return err
+	}
+	floor, err := l.cReference(b)
+	if err != nil {
+		return err
+	}
+	l.add("vminitd (ttrpc)", "", func() (time.Duration, error) { return lifecycle(client, b.plain()) })
+	l.add("in process", "", func() (time.Duration, error) { return lifecycle(svc, b.plain()) })
+	l.add("C reference", "the same syscalls, nothing else", floor)
+	crun, err := newRuntime(b, "crun")
+	if err != nil {
+		return err
+	}
+	runc, err := newRuntime(b, "runc")
+	if err != nil {
+		return err
+	}
+	l.add("crun run", crun.note, func() (time.Duration, error) { return crun.lifecycle(b.plain()) })
+	l.add("runc run", runc.note, func() (time.Duration, error) { return runc.lifecycle(b.plain()) })
+	l.add("vminitd, seccomp", "containerd's default profile", func() (time.Duration, error) { return lifecycle(client, b.seccomp()) })
+	l.add("crun run, seccomp", "the same", func() (time.Duration, error) { return crun.lifecycle(b.seccomp()) })
+	if err := l.execs(b, client, crun); err != nil {
+		return err
+	}
+	return l.heaps(b)
+}
+
+// execs adds running a process in a container that lives meanwhile.
+func (l *lineup) execs(b *bundles, client taskv3.TTRPCTaskService, crun *runtime) error {
+	if err := startSleeper(client, b.sleeper()); err != nil {
+		return err
+	}
+	if err := crun.startSleeper(b.sleeper()); err != nil {
+		return err
+	}
+	l.ends = append(l.ends, crun.stopSleeper)
+	l.add("vminitd exec", "", func() (time.Duration, error) { return execOnce(client) })
+	l.add("crun exec", "", crun.exec)
+	return nil
+}
+
+// heaps adds the same daemon with little and with much on its heap.
+func (l *lineup) heaps(b *bundles) error {
+	self, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	for _, mb := range []string{"10", "100"} {
+		client, err := l.daemon(b, "heap"+mb, self, "-serve-heap", mb)
+		if err != nil {
+			return err
+		}
+		l.add("heap of "+mb+" MB", "", func() (time.Duration, error) { return lifecycle(client, b.plain()) })
+	}
+	return nil
+}
+
+// daemon starts a daemon and connects to it as a host does, once.
+func (l *lineup) daemon(b *bundles, name, binary string, args ...string) (taskv3.TTRPCTaskService, error) {
+	socket := filepath.Join(b.dir, name+".sock")
+	cmd := exec.Command(binary, append(args, "-listen", "unix://"+socket)...)
+	log, err := os.Create(filepath.Join(b.dir, name+".log"))
+	if err != nil {
+		return nil, err
 	}
 	cmd.Stdout, cmd.Stderr = log, log
 	if err := cmd.Start(); err != nil {
-		return nil, nil, err
+		return nil, err
 	}
-	end := func() { cmd.Process.Kill(); cmd.Wait() }
+	l.ends = append(l.ends, func() { cmd.Process.Signal(os.Interrupt); cmd.Wait() })
 	var conn net.Conn
 	for range 500 {
 		if conn, err = net.Dial("unix", socket); err == nil {
-			break
+			return taskv3.NewTTRPCTaskClient(ttrpc.NewClient(conn)), nil
 		}
 		time.Sleep(10 * time.Millisecond)
 	}
-	if err != nil {
-		end()
-		return nil, nil, err
-	}
-	client := taskv3.NewTTRPCTaskClient(ttrpc.NewClient(conn))
-	return func() (time.Duration, error) { return lifecycle(client, b.plain()) }, end, nil
+	return nil, err
 }
 
 // inProcess calls the service without a wire.
-func inProcess(b *bundles) (func() (time.Duration, error), func(), error) {
+func (l *lineup) inProcess() (*tasksvc.Service, error) {
+	svc, tree, err := newService("vminit-bench")
+	if err != nil {
+		return nil, err
+	}
+	l.ends = append(l.ends, func() { tree.Close() })
+	return svc, nil
+}
+
+func newService(subtree string) (*tasksvc.Service, *cgroup2.Tree, error) {
 	launcher, err := nsexec.NewLauncher()
 	if err != nil {
 		return nil, nil, err
 	}
-	tree, err := cgroup2.OpenTree("/sys/fs/cgroup", "vminit-bench")
+	tree, err := cgroup2.OpenTree("/sys/fs/cgroup", subtree)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -103,17 +154,39 @@ func inProcess(b *bundles) (func() (time.Duration, error), func(), error) {
 		Launcher: launcher, Cgroups: func() (*cgroup2.Tree, error) { return tree, nil }, CgroupMount: "/sys/fs/cgroup",
 		Events: tasksvc.NewExchange(log), Settled: settled, Shutdown: func() {}, Logger: log,
 	})
+	return svc, tree, err
+}
+
+// serveHeap is a daemon with a heap of that many megabytes, touched and kept.
+func serveHeap(mb int, socket string) error {
+	svc, _, err := newService(fmt.Sprintf("vminit-heap%d", mb))
 	if err != nil {
-		return nil, nil, err
+		return err
 	}
-	return func() (time.Duration, error) { return lifecycle(svc, b.plain()) }, func() { tree.Close() }, nil
+	ballast := make([][]byte, mb)
+	for i := range ballast {
+		ballast[i] = make([]byte, 1<<20)
+		for j := 0; j < len(ballast[i]); j += 4096 {
+			ballast[i][j] = 1
+		}
+	}
+	l, err := net.Listen("unix", strings.TrimPrefix(socket, "unix://"))
+	if err != nil {
+		return err
+	}
+	server, err := tasksvc.NewServer(slog.New(slog.DiscardHandler), svc.Register)
+	if err != nil {
+		return err
+	}
+	err = server.Serve(context.Background(), l)
+	goruntime.KeepAlive(ballast)
+	return err
 }
 
 var serial int
 
 func lifecycle(task taskv3.TTRPCTaskService, bundle string) (time.Duration, error) {
-	serial++
-	id := "bench-" + strconv.Itoa(serial)
+	id := nextID()
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
 	began := time.Now()
@@ -136,24 +209,62 @@ func lifecycle(task taskv3.TTRPCTaskService, bundle string) (time.Duration, erro
 	return time.Since(began), nil
 }
 
+// startSleeper starts the container that execs go into.
+func startSleeper(task taskv3.TTRPCTaskService, bundle string) error {
+	ctx := context.Background()
+	if _, err := task.Create(ctx, &taskv3.CreateTaskRequest{ID: sleeper, Bundle: bundle}); err != nil {
+		return err
+	}
+	_, err := task.Start(ctx, &taskv3.StartRequest{ID: sleeper})
+	return err
+}
+
+func execOnce(task taskv3.TTRPCTaskService) (time.Duration, error) {
+	id := nextID()
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	process, err := json.Marshal(config().Process)
+	if err != nil {
+		return 0, err
+	}
+	began := time.Now()
+	if _, err := task.Exec(ctx, &taskv3.ExecProcessRequest{ID: sleeper, ExecID: id, Spec: &anypb.Any{Value: process}}); err != nil {
+		return 0, err
+	}
+	if _, err := task.Start(ctx, &taskv3.StartRequest{ID: sleeper, ExecID: id}); err != nil {
+		return 0, err
+	}
+	w, err := task.Wait(ctx, &taskv3.WaitRequest{ID: sleeper, ExecID: id})
+	if err != nil {
+		return 0, err
+	}
+	if _, err := task.Delete(ctx, &taskv3.DeleteRequest{ID: sleeper, ExecID: id}); err != nil {
+		return 0, err
+	}
+	if w.ExitStatus != 0 {
+		return 0, fmt.Errorf("the process exited with %d", w.ExitStatus)
+	}
+	return time.Since(began), nil
+}
+
 // cReference builds floor.c and lets it do one cycle per byte it is sent.
-func cReference(b *bundles) (func() (time.Duration, error), func(), error) {
+func (l *lineup) cReference(b *bundles) (func() (time.Duration, error), error) {
 	binary := filepath.Join(b.dir, "floor")
 	if err := compile("floor.c", binary); err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	cmd := exec.Command(binary, filepath.Join(b.plain(), "rootfs"), "/sys/fs/cgroup/vminit-floor")
 	in, err := cmd.StdinPipe()
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	out, err := cmd.StdoutPipe()
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	cmd.Stderr = os.Stderr
 	if err := cmd.Start(); err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	lines := bufio.NewReader(out)
 	run := func() (time.Duration, error) {
@@ -170,7 +281,8 @@ func cReference(b *bundles) (func() (time.Duration, error), func(), error) {
 		}
 		return time.Duration(us * 1e3), nil
 	}
-	return run, func() { in.Close(); cmd.Process.Kill(); cmd.Wait() }, nil
+	l.ends = append(l.ends, func() { in.Close(); cmd.Wait() })
+	return run, nil
 }
 
 func compile(source, binary string, flags ...string) error {
@@ -179,41 +291,4 @@ func compile(source, binary string, flags ...string) error {
 		return fmt.Errorf("gcc %s: %w\n%s", source, err, out)
 	}
 	return nil
-}
-
-// external runs another runtime's "run", which is the whole life cycle.
-func external(b *bundles, runtime string) (func() (time.Duration, error), string, error) {
-	path, err := exec.LookPath(runtime)
-	if err != nil {
-		return nil, "", fmt.Errorf("%w (apt-get install %s)", err, runtime)
-	}
-	env, note := os.Environ(), ""
-	if runtime == "crun" && !hasSysResource() {
-		shim := filepath.Join(b.dir, "memlock.so")
-		if err := compile("memlock.c", shim, "-shared", "-fPIC", "-ldl"); err != nil {
-			return nil, "", err
-		}
-		env, note = append(env, "LD_PRELOAD="+shim), "with RLIMIT_MEMLOCK preloaded away: no CAP_SYS_RESOURCE here"
-	}
-	state := filepath.Join(b.dir, runtime+"-state")
-	return func() (time.Duration, error) {
-		serial++
-		cmd := exec.Command(path, "--root", state, "run", "--bundle", b.plain(), fmt.Sprintf("bench-%d", serial))
-		cmd.Env = env
-		began := time.Now()
-		out, err := cmd.CombinedOutput()
-		if err != nil {
-			return 0, fmt.Errorf("%w: %s", err, out)
-		}
-		return time.Since(began), nil
-	}, note, nil
-}
-
-// hasSysResource looks for CAP_SYS_RESOURCE (24) among our capabilities.
-func hasSysResource() bool {
-	status, _ := os.ReadFile("/proc/self/status")
-	_, after, _ := strings.Cut(string(status), "CapEff:")
-	field, _, _ := strings.Cut(strings.TrimSpace(after), "\n")
-	caps, _ := strconv.ParseUint(field, 16, 64)
-	return caps&(1<<24) != 0
 }

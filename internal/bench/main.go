@@ -37,7 +37,13 @@ func main() {
 	rounds := flag.Int("n", 60, "counted rounds")
 	daemon := flag.String("vminitd", "bin/vminitd", "the daemon to measure")
 	output := flag.String("o", "bin/bench.json", "where the numbers go")
+	heap := flag.Int("serve-heap", 0, "be a daemon with that many megabytes of heap (for the bench itself)")
+	listen := flag.String("listen", "", "where that daemon listens")
 	flag.Parse()
+	if *heap > 0 {
+		fmt.Fprintln(os.Stderr, "bench:", serveHeap(*heap, *listen))
+		os.Exit(1)
+	}
 	if err := bench(*rounds, *daemon, *output); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)
@@ -57,16 +63,16 @@ func bench(rounds int, daemon, output string) error {
 	if err := b.make(); err != nil {
 		return err
 	}
-	all, cleanup, err := contenders(b, daemon)
-	defer cleanup()
-	if err != nil {
+	var l lineup
+	defer l.close()
+	if err := l.contenders(b, daemon); err != nil {
 		return err
 	}
-	if err := race(all, rounds); err != nil {
+	if err := race(l.all, rounds); err != nil {
 		return err
 	}
-	report(all, rounds)
-	return writeNumbers(output, numbers(all))
+	report(l.all, rounds)
+	return writeNumbers(output, numbers(l.all))
 }
 
 // race lets every contender run once a round, in turn, so that a machine whose
@@ -105,6 +111,9 @@ var ratios = []struct {
 	{"lifecycle_vs_crun", "vminitd (ttrpc)", "crun run", 0.4},
 	{"lifecycle_vs_runc", "vminitd (ttrpc)", "runc run", 0.1},
 	{"launch_vs_c", "in process", "C reference", 1.5},
+	{"lifecycle_seccomp_vs_crun", "vminitd, seccomp", "crun run, seccomp", 0.15},
+	{"exec_vs_crun", "vminitd exec", "crun exec", 0.2},
+	{"launch_heap100_vs_heap10", "heap of 100 MB", "heap of 10 MB", 1.3},
 }
 
 func numbers(all []*contender) map[string]float64 {
