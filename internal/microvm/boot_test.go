@@ -40,7 +40,9 @@ func TestMain(m *testing.M) {
 }
 
 // imageDir is where guestImage puts what it builds.
-func imageDir() string { return filepath.Join(os.TempDir(), fmt.Sprintf("microvm-test-%d", os.Getpid())) }
+func imageDir() string {
+	return filepath.Join(os.TempDir(), fmt.Sprintf("microvm-test-%d", os.Getpid()))
+}
 
 // requireVM skips a test that needs QEMU, except on the rung that promises it.
 func requireVM(t *testing.T) {

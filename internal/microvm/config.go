@@ -44,14 +44,14 @@ type Config struct {
 	HotplugSlots int
 
 	// Logger receives what goes wrong in the background; nil discards it.
-	Logger *slog.Logger
+	Logger *slog.Logger `json:"-"`
 }
 
 // Disk is a raw disk image on virtio-blk. File, if set, is handed to QEMU and
 // may have been unlinked; it stays the caller's and must be open for writing
 // unless ReadOnly. Otherwise QEMU opens Path.
 type Disk struct {
-	File     *os.File
+	File     *os.File `json:"-"`
 	Path     string
 	ReadOnly bool
 	Serial   string // at most 20 characters; shown in /sys/block/*/serial
@@ -174,4 +174,10 @@ func findQEMU(name string) (string, error) {
 		return "", sys.Mark(sys.ErrNotFound, fmt.Errorf("find QEMU: %w (Debian: apt-get install qemu-system-x86)", err))
 	}
 	return path, nil
+}
+
+// CheckQEMU tells whether there is an emulator for this processor.
+func CheckQEMU() error {
+	_, err := findQEMU("")
+	return err
 }

@@ -7,8 +7,12 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"os"
+	"runtime"
 	"sync"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // QMP is a conversation with QEMU's monitor. All methods may be called
@@ -97,7 +101,17 @@ func (q *QMP) end(err error) {
 // Execute runs one command. args and result may be nil. A refusal of QEMU's is
 // an error wrapping *QMPError.
 func (q *QMP) Execute(ctx context.Context, command string, args, result any) error {
-	answer, id, err := q.send(command, args)
+	return q.execute(ctx, command, args, result, nil)
+}
+
+// ExecuteWithFile is Execute of a command that takes a descriptor, of which
+// QEMU gets a copy.
+func (q *QMP) ExecuteWithFile(ctx context.Context, command string, args, result any, f *os.File) error {
+	return q.execute(ctx, command, args, result, f)
+}
+
+func (q *QMP) execute(ctx context.Context, command string, args, result any, f *os.File) error {
+	answer, id, err := q.send(command, args, f)
 	if err != nil {
 		return fmt.Errorf("QEMU: %s: %w", command, err)
 	}
@@ -123,7 +137,7 @@ func (q *QMP) Execute(ctx context.Context, command string, args, result any) err
 	return nil
 }
 
-func (q *QMP) send(command string, args any) (<-chan *qmpMessage, uint64, error) {
+func (q *QMP) send(command string, args any, f *os.File) (<-chan *qmpMessage, uint64, error) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	if q.ended != nil {
@@ -138,12 +152,27 @@ func (q *QMP) send(command string, args any) (<-chan *qmpMessage, uint64, error)
 	if err != nil {
 		return nil, 0, err
 	}
-	if _, err := q.conn.Write(append(b, '\n')); err != nil {
+	if err := q.write(append(b, '\n'), f); err != nil {
 		return nil, 0, err
 	}
 	answer := make(chan *qmpMessage, 1)
 	q.waiting[q.next] = answer
 	return answer, q.next, nil
+}
+
+// write sends a line, and f's descriptor beside it (unix(7), SCM_RIGHTS).
+func (q *QMP) write(line []byte, f *os.File) error {
+	if f == nil {
+		_, err := q.conn.Write(line)
+		return err
+	}
+	conn, ok := q.conn.(*net.UnixConn)
+	if !ok {
+		return errors.New("descriptors travel over unix sockets only")
+	}
+	_, _, err := conn.WriteMsgUnix(line, unix.UnixRights(int(f.Fd())), nil)
+	runtime.KeepAlive(f)
+	return err
 }
 
 func (q *QMP) whyEnded() error {

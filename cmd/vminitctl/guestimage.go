@@ -1,0 +1,189 @@
+package main
+
+import (
+	"crypto/sha256"
+	"encoding/binary"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"hash"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"vminit/internal/initramfs"
+	"vminit/internal/sys"
+)
+
+// guestOptions say what a guest is made of. Empty means the default.
+type guestOptions struct {
+	kernel  string // image; the newest installed one
+	initrd  string // guest image; one made of the following, kept in the cache
+	vminitd string // PID 1; the one beside this program
+}
+
+// guestFiles are what a guest boots from.
+type guestFiles struct {
+	Kernel  string
+	Release string // of the kernel; "" if it cannot be told
+	Initrd  string
+}
+
+// guestFiles finds the kernel and finds or makes the guest image.
+func (o guestOptions) files() (guestFiles, error) {
+	var g guestFiles
+	var err error
+	if o.kernel == "" {
+		if g.Kernel, g.Release, err = initramfs.FindKernel(); err != nil {
+			return g, err
+		}
+	} else {
+		g.Kernel = o.kernel
+		if g.Release, err = kernelRelease(o.kernel); err != nil {
+			return g, err
+		}
+	}
+	if o.initrd != "" {
+		g.Initrd = o.initrd
+		return g, nil
+	}
+	c, err := o.initramfsConfig(g.Release)
+	if err != nil {
+		return g, err
+	}
+	key, err := imageKey(c)
+	if err != nil {
+		return g, err
+	}
+	store, err := openCache()
+	if err != nil {
+		return g, err
+	}
+	g.Initrd, err = store.get("initramfs-"+key, func(f *os.File) error {
+		_, err := initramfs.Build(f, c)
+		return err
+	})
+	return g, err
+}
+
+// initramfsConfig is the image for a kernel: with the modules it needs, or
+// without if it has none installed. It is not compressed: it is used here.
+func (o guestOptions) initramfsConfig(release string) (initramfs.Config, error) {
+	init := o.vminitd
+	if init == "" {
+		var err error
+		if init, err = findDaemon(); err != nil {
+			return initramfs.Config{}, err
+		}
+	}
+	c := initramfs.Config{Init: init, Compression: initramfs.None}
+	if release == "" {
+		return c, nil
+	}
+	if _, err := os.Stat(filepath.Join(initramfs.DefaultModulesDir, release, "modules.dep")); err != nil {
+		return c, nil
+	}
+	c.KernelRelease = release
+	c.Modules, c.LateModules = initramfs.DefaultModules(), initramfs.DefaultLateModules()
+	return c, nil
+}
+
+// findDaemon returns the vminitd beside this program.
+func findDaemon() (string, error) {
+	self, err := os.Executable()
+	if err != nil {
+		return "", fmt.Errorf("find vminitd: %w", err)
+	}
+	path := filepath.Join(filepath.Dir(self), "vminitd")
+	if _, err := os.Stat(path); err != nil {
+		return "", sys.Mark(sys.ErrNotFound, fmt.Errorf("the guest's daemon: %w (run make build, or name one with --vminitd)", err))
+	}
+	return path, nil
+}
+
+// imageKey names an image by the contents of all that goes into it.
+func imageKey(c initramfs.Config) (string, error) {
+	h := sha256.New()
+	fmt.Fprintf(h, "vminit initramfs 1\n%q %q\n", c.KernelRelease, c.Compression)
+	if err := hashFile(h, c.Init); err != nil {
+		return "", err
+	}
+	for _, names := range [][]string{c.Modules, c.LateModules} {
+		if c.KernelRelease == "" {
+			break
+		}
+		files, err := initramfs.ResolveModules(initramfs.DefaultModulesDir, c.KernelRelease, names)
+		if err != nil {
+			return "", err
+		}
+		fmt.Fprintf(h, "%d modules\n", len(files))
+		for _, f := range files {
+			fmt.Fprintf(h, "%q\n", f)
+			if err := hashFile(h, filepath.Join(initramfs.DefaultModulesDir, c.KernelRelease, f)); err != nil {
+				return "", err
+			}
+		}
+	}
+	return hex.EncodeToString(h.Sum(nil)[:12]), nil
+}
+
+// hashFile adds a file's length and contents.
+func hashFile(h hash.Hash, path string) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	fi, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	fmt.Fprintf(h, "%d\n", fi.Size())
+	_, err = io.Copy(h, f)
+	return err
+}
+
+// kernelRelease reads a bzImage's release from its header (the kernel's
+// Documentation/x86/boot.rst: kernel_version at 0x20e). For any other image it
+// is the part of the name after "vmlinu?-", or nothing.
+func kernelRelease(path string) (string, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return "", fmt.Errorf("kernel: %w", err)
+	}
+	defer f.Close()
+	head := make([]byte, 64<<10)
+	n, err := io.ReadFull(f, head)
+	if err != nil && !errors.Is(err, io.ErrUnexpectedEOF) {
+		return "", fmt.Errorf("kernel %s: %w", path, err)
+	}
+	if release := bzImageRelease(head[:n]); release != "" {
+		return release, nil
+	}
+	name := filepath.Base(path)
+	for _, prefix := range []string{"vmlinuz-", "vmlinux-"} {
+		if release, ok := strings.CutPrefix(name, prefix); ok {
+			return release, nil
+		}
+	}
+	return "", nil
+}
+
+// bzImageRelease is the release in the first bytes of a bzImage, "" if it is
+// none.
+func bzImageRelease(head []byte) string {
+	if len(head) < 0x210 || string(head[0x202:0x206]) != "HdrS" {
+		return ""
+	}
+	offset := int(binary.LittleEndian.Uint16(head[0x20e:])) + 0x200
+	if offset == 0x200 || offset >= len(head) {
+		return ""
+	}
+	text, _, _ := strings.Cut(string(head[offset:]), "\x00")
+	release, _, _ := strings.Cut(text, " ")
+	if len(release) > 64 || !filepath.IsLocal(release) || strings.ContainsRune(release, '/') {
+		return ""
+	}
+	return release
+}
