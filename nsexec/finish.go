@@ -24,41 +24,47 @@ type Finish struct {
 	Seccomp *Seccomp // nil: unconfined
 }
 
+// Finished is what is to be known about the end of a program.
+type Finished struct {
+	Gate        GateID   // the one named by Finish.Gate
+	UnknownCaps []string // capabilities that nobody knows, to be warned about
+}
+
 // Finish turns the child into the user's process: resource limits, identity,
-// capabilities, working directory, seccomp, execve. It must come last. The
-// names returned are capabilities nobody knows, to be warned about.
+// capabilities, working directory, seccomp, execve. It must come last.
 //
 // The order matters: what needs privilege comes before the identity changes,
 // what a strict seccomp filter might forbid comes before the filter, and
 // without noNewPrivileges the filter needs CAP_SYS_ADMIN, so it comes early.
-func (p *Program) Finish(f Finish) (unknownCaps []string) {
+func (p *Program) Finish(f Finish) (done Finished) {
 	proc := f.Process
-	caps, unknownCaps := parseCaps(proc.Capabilities)
+	caps, unknown := parseCaps(proc.Capabilities)
+	done.UnknownCaps = unknown
 	if f.Keyring != "" {
 		p.Step("join a new session keyring")
 		p.Call(unix.SYS_KEYCTL, Int(unix.KEYCTL_JOIN_SESSION_KEYRING), p.Str(f.Keyring)).Ignore(unix.ENOSYS)
 	}
 	p.setRlimits(proc.Rlimits)
 	p.dropBounding(caps)
-	done := p.changeDir(proc.Cwd)
+	nocwd := p.changeDir(proc.Cwd)
 	if !proc.NoNewPrivileges {
 		p.loadSeccomp(f.Seccomp)
 	}
 	p.setUser(proc.User)
 	p.setCaps(caps)
-	p.IfNonZero(done, func() { p.chdir(proc.Cwd) })
+	p.IfNonZero(nocwd, func() { p.chdir(proc.Cwd) })
 	if proc.NoNewPrivileges {
 		p.Step("set no_new_privs")
 		p.Call(unix.SYS_PRCTL, Int(unix.PR_SET_NO_NEW_PRIVS), Int(1), Int(0), Int(0), Int(0))
 	}
 	if f.Gate != "" {
-		p.Gate(f.Gate)
+		done.Gate = p.Gate(f.Gate)
 	}
 	if proc.NoNewPrivileges {
 		p.loadSeccomp(f.Seccomp)
 	}
 	p.exec(proc.Args, proc.Env)
-	return unknownCaps
+	return done
 }
 
 // changeDir enters the working directory with the privileges of root, as runc

@@ -21,7 +21,20 @@ type plan struct {
 	tty      nsexec.Reg            // the pty's master at the last gate, if terminal
 	terminal bool                  //
 	files    map[nsexec.Reg]uint64 // inputs that are namespace files, by clone flag
+	gates    map[nsexec.GateID]attend
+	last     nsexec.GateID // the gate before the user's program
 	warnings []string
+}
+
+// attend is what the parent does for a child that waits at a gate.
+type attend func(*nsexec.Child, *nsexec.Registers) error
+
+// gate appends a gate and what the parent is to do there.
+func (pl *plan) gate(name string, do attend) {
+	if pl.gates == nil {
+		pl.gates = map[nsexec.GateID]attend{}
+	}
+	pl.gates[pl.program.Gate(name)] = do
 }
 
 const (
@@ -54,7 +67,9 @@ func compileInit(spec *specs.Spec, ns namespaces, o compileOptions) (*plan, erro
 	}
 	pl.joinByPath(ns)
 	if ns.fresh&unix.CLONE_NEWUSER != 0 {
-		p.Gate(gateIDMaps)
+		pl.gate(gateIDMaps, func(child *nsexec.Child, _ *nsexec.Registers) error {
+			return writeIDMaps(child.PID(), spec.Linux)
+		})
 	}
 	if userNS {
 		p.BecomeRoot()
@@ -74,7 +89,7 @@ func compileInit(spec *specs.Spec, ns namespaces, o compileOptions) (*plan, erro
 		Bundle: o.bundle, UserNS: userNS, CgroupNS: ns.all()&unix.CLONE_NEWCGROUP != 0, Cgroup: o.cgroup, Stat: statMode,
 	})
 	if spec.Process == nil {
-		p.Gate(gateStart)
+		pl.last = p.Gate(gateStart)
 		p.FailWith(unix.EINVAL, "config.json has no process to start")
 		return pl.checked()
 	}
@@ -135,7 +150,9 @@ func (pl *plan) finish(proc *specs.Process, filter *specs.LinuxSeccomp, gate str
 		}
 		pl.warnings = append(pl.warnings, warnings...)
 	}
-	for _, name := range pl.program.Finish(f) {
+	done := pl.program.Finish(f)
+	pl.last = done.Gate
+	for _, name := range done.UnknownCaps {
 		pl.warnings = append(pl.warnings, "process.capabilities: unknown capability "+name+" is left out")
 	}
 	return nil

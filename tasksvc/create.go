@@ -4,18 +4,15 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"path/filepath"
 	"time"
 
 	eventsapi "github.com/containerd/containerd/api/events"
 	taskv3 "github.com/containerd/containerd/api/runtime/task/v3"
 	"github.com/opencontainers/runtime-spec/specs-go"
-	"golang.org/x/sys/unix"
 
 	"vminit/cgroup2"
 	"vminit/internal/sys"
-	"vminit/nsexec"
 	"vminit/rootfs"
 )
 
@@ -178,101 +175,4 @@ func (p *process) openStdio(ctx context.Context, o createOptions) (*stdio, error
 		}
 	}
 	return openStdio(ctx, c.svc.cfg.Streams, p.uris, uid, gid)
-}
-
-// launchInit runs the plan up to the start gate.
-func (s *Service) launchInit(c *container, p *process, pl *plan, ns namespaces, back *undo) error {
-	bindStdio(pl, p.io)
-	pidns := -1
-	for reg, flag := range pl.files {
-		f, err := openNamespace(flag, ns.byPath[flag])
-		if err != nil {
-			return err
-		}
-		defer f.Close()
-		pl.program.Bind(reg, int(f.Fd()))
-	}
-	if path, ok := ns.byPath[unix.CLONE_NEWPID]; ok {
-		f, err := openNamespace(unix.CLONE_NEWPID, path)
-		if err != nil {
-			return err
-		}
-		defer f.Close()
-		pidns = int(f.Fd())
-	}
-	child, err := s.cfg.Launcher.Start(nsexec.Launch{Program: pl.program, Namespaces: ns.fresh, Cgroup: int(c.cgroup.Dir().Fd()), PIDNS: pidns})
-	if err != nil {
-		return err
-	}
-	p.child, p.handle = child, child.Process
-	back.add(func() { reapFailed(child) })
-	deadline := time.Now().Add(launchTimeout)
-	if ns.fresh&unix.CLONE_NEWUSER != 0 {
-		if err := passIDMaps(child, c.spec, deadline); err != nil {
-			return err
-		}
-	}
-	regs, err := child.AwaitGate(deadline)
-	if err != nil {
-		return err
-	}
-	if ns.all()&unix.CLONE_NEWUSER != 0 {
-		if err := writeOOMScore(child.PID(), oomScore(p.spec)); err != nil {
-			return err
-		}
-	}
-	return p.connect(pl, regs)
-}
-
-// passIDMaps lets a child in a new user namespace become somebody in it.
-func passIDMaps(child *nsexec.Child, spec *specs.Spec, deadline time.Time) error {
-	if _, err := child.AwaitGate(deadline); err != nil {
-		return err
-	}
-	if err := writeIDMaps(child.PID(), spec.Linux); err != nil {
-		return err
-	}
-	return child.Open()
-}
-
-func writeOOMScore(pid, score int) error {
-	return os.WriteFile(fmt.Sprintf("/proc/%d/oom_score_adj", pid), fmt.Append(nil, score), 0)
-}
-
-func bindStdio(pl *plan, io *stdio) {
-	for i, r := range pl.stdio {
-		pl.program.Bind(r, int(io.child[i].Fd()))
-	}
-}
-
-// connect starts the pumps of a process that stands at its last gate, or has
-// been launched without one.
-func (p *process) connect(pl *plan, regs *nsexec.Registers) error {
-	if pl.terminal {
-		master, err := p.handle.GetFd(regs.Fd(pl.tty))
-		if err != nil {
-			return err
-		}
-		if err := p.io.attachTerminal(master); err != nil {
-			return err
-		}
-		if size := p.spec.ConsoleSize; size != nil {
-			if err := p.io.resize(uint32(size.Width), uint32(size.Height)); err != nil {
-				return err
-			}
-		}
-	}
-	p.io.start()
-	return nil
-}
-
-// reapFailed ends a child of a failed launch and waits until it is reaped.
-func reapFailed(child *nsexec.Child) {
-	child.Abandon()
-	_ = child.Signal(unix.SIGKILL)
-	select {
-	case <-child.Done():
-		_ = child.Process.Close()
-	case <-time.After(deleteTimeout): // stuck in the kernel: the reaper's, when it ends
-	}
 }

@@ -1,0 +1,111 @@
+package tasksvc
+
+import (
+	"fmt"
+	"os"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"vminit/nsexec"
+)
+
+// launchInit runs the plan up to the start gate.
+func (s *Service) launchInit(c *container, p *process, pl *plan, ns namespaces, back *undo) error {
+	bindStdio(pl, p.io)
+	pidns := -1
+	for reg, flag := range pl.files {
+		f, err := openNamespace(flag, ns.byPath[flag])
+		if err != nil {
+			return err
+		}
+		defer f.Close()
+		pl.program.Bind(reg, int(f.Fd()))
+	}
+	if path, ok := ns.byPath[unix.CLONE_NEWPID]; ok {
+		f, err := openNamespace(unix.CLONE_NEWPID, path)
+		if err != nil {
+			return err
+		}
+		defer f.Close()
+		pidns = int(f.Fd())
+	}
+	child, err := s.cfg.Launcher.Start(nsexec.Launch{Program: pl.program, Namespaces: ns.fresh, Cgroup: int(c.cgroup.Dir().Fd()), PIDNS: pidns})
+	if err != nil {
+		return err
+	}
+	p.child, p.handle = child, child.Process
+	back.add(func() { reapFailed(child) })
+	regs, err := pl.attendGates(child, time.Now().Add(launchTimeout))
+	if err != nil {
+		return err
+	}
+	if ns.all()&unix.CLONE_NEWUSER != 0 {
+		if err := writeOOMScore(child.PID(), oomScore(p.spec)); err != nil {
+			return err
+		}
+	}
+	return p.connect(pl, regs)
+}
+
+// attendGates helps the child at its gates until it stands at the last one.
+func (pl *plan) attendGates(child *nsexec.Child, deadline time.Time) (*nsexec.Registers, error) {
+	for {
+		regs, err := child.AwaitGate(deadline)
+		if err != nil || regs.Gate() == pl.last {
+			return regs, err
+		}
+		do := pl.gates[regs.Gate()]
+		if do == nil {
+			return nil, fmt.Errorf("launch: nobody attends gate %d", regs.Gate())
+		}
+		if err := do(child, regs); err != nil {
+			return nil, err
+		}
+		if err := child.Open(); err != nil {
+			return nil, err
+		}
+	}
+}
+
+func writeOOMScore(pid, score int) error {
+	return os.WriteFile(fmt.Sprintf("/proc/%d/oom_score_adj", pid), fmt.Append(nil, score), 0)
+}
+
+func bindStdio(pl *plan, io *stdio) {
+	for i, r := range pl.stdio {
+		pl.program.Bind(r, int(io.child[i].Fd()))
+	}
+}
+
+// connect starts the pumps of a process that stands at its last gate, or has
+// been launched without one.
+func (p *process) connect(pl *plan, regs *nsexec.Registers) error {
+	if pl.terminal {
+		master, err := p.handle.GetFd(regs.Fd(pl.tty))
+		if err != nil {
+			return err
+		}
+		if err := p.io.attachTerminal(master); err != nil {
+			return err
+		}
+		if size := p.spec.ConsoleSize; size != nil {
+			if err := p.io.resize(uint32(size.Width), uint32(size.Height)); err != nil {
+				return err
+			}
+		}
+	}
+	p.io.start()
+	return nil
+}
+
+// reapFailed ends a child of a failed launch and waits until it is reaped.
+func reapFailed(child *nsexec.Child) {
+	child.Abandon()
+	_ = child.Signal(unix.SIGKILL)
+	select {
+	case <-child.Done():
+		_ = child.Process.Close()
+	case <-time.After(deleteTimeout): // stuck in the kernel: the reaper's, when it ends
+	}
+}
