@@ -47,6 +47,14 @@ func (a *arena) close() error {
 	return unix.Munmap(b)
 }
 
+// scrub makes the memory as good as new: environments may hold secrets, and
+// registers and buffers start as zero. Instructions are written whole.
+func (a *arena) scrub() {
+	clear(a.b[:8*numRegs])
+	clear(a.b[dataOff : dataOff+a.used])
+	a.used = 0
+}
+
 func (a *arena) addr(off int) uint64 { return uint64(uintptr(unsafe.Pointer(&a.b[off]))) }
 
 // at returns the memory from an address of this arena to its end, nil for any

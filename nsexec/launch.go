@@ -6,6 +6,7 @@ import (
 	"os"
 	"slices"
 	"sync"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 
@@ -19,8 +20,11 @@ type Launcher struct {
 	fork sync.RWMutex // read: a clone3 and its entry in children; write: looking at zombies, heap
 	heap dontFork
 
-	mu       sync.Mutex // guards children
+	brief atomic.Int32 // launches that wait in the kernel, see Child.waitBriefly
+
+	mu       sync.Mutex // guards all below
 	children map[int]*Process
+	spare    []arena // memory of programs that have run
 }
 
 // NewLauncher prepares this process for launching.
@@ -30,6 +34,58 @@ func NewLauncher() (*Launcher, error) {
 		return nil, fmt.Errorf("pidfd_open of ourselves (needs Linux 5.7 for clone3 with CLONE_INTO_CGROUP): %w", err)
 	}
 	return &Launcher{self: self, children: map[int]*Process{}}, nil
+}
+
+// NewProgram returns an empty program that gives its memory back to the
+// Launcher when its child has loaded the user's program. A nil Launcher makes
+// programs too.
+func (l *Launcher) NewProgram() (*Program, error) {
+	mem := arena{}
+	if l != nil {
+		l.mu.Lock()
+		if n := len(l.spare); n > 0 {
+			mem, l.spare = l.spare[n-1], l.spare[:n-1]
+		}
+		l.mu.Unlock()
+	}
+	if mem.b == nil {
+		var err error
+		if mem, err = newArena(); err != nil {
+			return nil, fmt.Errorf("map memory for a launch program: %w", err)
+		}
+	}
+	p := newProgram(mem)
+	p.home = l
+	return p, nil
+}
+
+// NewProgram returns an empty program.
+func NewProgram() (*Program, error) { return (*Launcher)(nil).NewProgram() }
+
+// maxSpare bounds what is kept: programs are some 60 KiB.
+const (
+	maxSpare     = 4
+	maxSpareData = 256 << 10
+)
+
+// recycle is Close for a program that no child uses any more. One that may
+// still be running it must keep its own view of the memory: Close unmaps only
+// ours.
+func (p *Program) recycle() {
+	l := p.home
+	if l == nil || p.mem.b == nil || p.mem.used > maxSpareData {
+		p.Close()
+		return
+	}
+	p.mem.scrub()
+	l.mu.Lock()
+	keep := len(l.spare) < maxSpare
+	if keep {
+		l.spare = append(l.spare, p.mem)
+		p.mem.b = nil
+	}
+	l.mu.Unlock()
+	p.Close()
 }
 
 // Children returns how many children are alive or not yet reaped.

@@ -86,19 +86,15 @@ type Program struct {
 	next   Reg
 	// scratch is the register for short-lived fds, see tmp.
 	scratch Reg
+	home    *Launcher // takes the memory back, may be nil
 	err     error
 }
 
-// NewProgram returns an empty program.
-func NewProgram() (*Program, error) {
-	mem, err := newArena()
-	if err != nil {
-		return nil, fmt.Errorf("map memory for a launch program: %w", err)
-	}
+func newProgram(mem arena) *Program {
 	p := &Program{mem: mem, next: 1, steps: []string{"launch"}, stepOf: make([]uint16, 0, 256), gates: map[GateID]string{}}
 	p.names[regStatus] = "status"
 	p.names[regGate] = "go"
-	return p, nil
+	return p
 }
 
 // Close releases the program's memory. The program and everything made from it

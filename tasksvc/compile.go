@@ -50,13 +50,14 @@ type compileOptions struct {
 	cgroup    string // absolute path of the container's directory
 	newRing   bool   // join a new session keyring
 	seccomp   *seccomp.Cache
-	oomAdjust int // the daemon's own oom_score_adj, which a workload must not inherit
+	launcher  *nsexec.Launcher // will run it; nil for a plan to look at
+	oomAdjust int              // the daemon's own oom_score_adj, which a workload must not inherit
 }
 
 // compileInit turns a config into the launch of the container's first process.
 // It is pure but for looking at the kinds of bind sources.
 func compileInit(spec *specs.Spec, ns namespaces, o compileOptions) (*plan, error) {
-	p, err := nsexec.NewProgram()
+	p, err := o.launcher.NewProgram()
 	if err != nil {
 		return nil, err
 	}
@@ -106,7 +107,7 @@ func compileInit(spec *specs.Spec, ns namespaces, o compileOptions) (*plan, erro
 // compileExec turns a process into the launch of an exec that joins the given
 // namespaces. The container's pidfd is bound to the returned register.
 func compileExec(proc *specs.Process, filter *specs.LinuxSeccomp, join uint64, o compileOptions) (*plan, nsexec.Reg, error) {
-	p, err := nsexec.NewProgram()
+	p, err := o.launcher.NewProgram()
 	if err != nil {
 		return nil, 0, err
 	}

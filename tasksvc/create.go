@@ -62,7 +62,7 @@ func (s *Service) create(ctx context.Context, c *container, r *taskv3.CreateTask
 	p := c.init
 	p.spec = c.spec.Process
 	pl, err := compileInit(c.spec, ns, compileOptions{
-		id: c.id, bundle: c.bundle, cgroup: filepath.Join(s.cfg.CgroupMount, c.cgroup.Path()), newRing: !o.noKeyring, seccomp: &s.seccomp, oomAdjust: s.oomAdjust,
+		id: c.id, bundle: c.bundle, cgroup: filepath.Join(s.cfg.CgroupMount, c.cgroup.Path()), newRing: !o.noKeyring, seccomp: &s.seccomp, launcher: s.cfg.Launcher, oomAdjust: s.oomAdjust,
 	})
 	if err != nil {
 		return err

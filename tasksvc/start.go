@@ -79,7 +79,7 @@ func (c *container) launchExec(ctx context.Context, p *process) (err error) {
 			back.run()
 		}
 	}()
-	o := compileOptions{id: c.id, newRing: true, seccomp: &c.svc.seccomp, oomAdjust: c.svc.oomAdjust}
+	o := compileOptions{id: c.id, newRing: true, seccomp: &c.svc.seccomp, launcher: c.svc.cfg.Launcher, oomAdjust: c.svc.oomAdjust}
 	pl, pidfd, err := compileExec(p.spec, c.spec.Linux.Seccomp, c.join, o)
 	if err != nil {
 		return err
