@@ -11,7 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// bundles holds what all contenders run: /bin/true of a static busybox in the
+// bundles holds what all contenders run: the smallest program there is in the
 // config that `runc spec` would write.
 type bundles struct {
 	dir string
@@ -26,7 +26,7 @@ func (b *bundles) make() error {
 		return err
 	}
 	sleep := config()
-	sleep.Process.Args = []string{"/bin/sleep", "100000"}
+	sleep.Process.Args = []string{"/bin/sleep"}
 	sleep.Linux.CgroupsPath = "/bench/sleeper"
 	if err := writeBundle(b.sleeper(), sleep); err != nil {
 		return err
@@ -51,18 +51,13 @@ func writeBundle(dir string, spec *specs.Spec) error {
 			return err
 		}
 	}
-	busybox, err := os.ReadFile("/bin/busybox")
-	if err != nil {
-		return fmt.Errorf("%w (apt-get install busybox-static)", err)
-	}
-	if err := os.WriteFile(root+"/bin/true", busybox, 0o755); err != nil {
-		return err
+	for name, flags := range map[string][]string{"true": nil, "sleep": {"-DSLEEP"}} {
+		if err := compile("tiny.c", filepath.Join(root, "bin", name), append(flags, "-static", "-nostdlib")...); err != nil {
+			return err
+		}
 	}
 	data, err := json.MarshalIndent(spec, "", "  ")
 	if err != nil {
-		return err
-	}
-	if err := os.Symlink("true", root+"/bin/sleep"); err != nil {
 		return err
 	}
 	return os.WriteFile(dir+"/config.json", data, 0o644)
