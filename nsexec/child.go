@@ -14,7 +14,7 @@ import (
 // goroutine; the embedded Process is for all.
 type Child struct {
 	*Process
-	status  *os.File // the parent's end of the status socket
+	status  *statusSocket // the parent's end
 	program *Program
 }
 
@@ -61,7 +61,7 @@ func (c *Child) AwaitGate(deadline time.Time) (*Registers, error) {
 func (c *Child) AwaitExec(deadline time.Time) error {
 	_, err := c.receive(deadline)
 	if errors.Is(err, io.EOF) { // it has let go of the program's memory
-		c.status.Close()
+		c.status.close()
 		c.program.recycle()
 		return nil
 	}
@@ -72,29 +72,9 @@ func (c *Child) AwaitExec(deadline time.Time) error {
 	return err
 }
 
-// Most children get to their gate or their program within a millisecond, so a
-// few of those who wait do it in the kernel: being woken there is some 70 us
-// faster than through Go's poller. Only a few, because each keeps a thread.
-const (
-	briefWaits = 2
-	briefWait  = 5 // ms
-)
-
-func (c *Child) waitBriefly() {
-	if c.owner.brief.Add(1) <= briefWaits {
-		rc, err := c.status.SyscallConn()
-		if err == nil {
-			_ = rc.Control(func(fd uintptr) {
-				_, _ = unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, briefWait)
-			})
-		}
-	}
-	c.owner.brief.Add(-1)
-}
-
 // Open lets the child pass the gate it stands at.
 func (c *Child) Open() error {
-	_, err := c.status.Write([]byte{1})
+	err := c.status.write(1)
 	if errors.Is(err, unix.EPIPE) || errors.Is(err, unix.ECONNRESET) {
 		return c.died()
 	}
@@ -107,7 +87,7 @@ func (c *Child) Open() error {
 // Abandon closes the status socket and releases the program: a child at a gate
 // ends by itself, one that runs its program is not affected.
 func (c *Child) Abandon() {
-	c.status.Close()
+	c.status.close()
 	c.program.Close()
 }
 
@@ -125,12 +105,12 @@ func (c *Child) died() error {
 }
 
 func (c *Child) receive(deadline time.Time) (*Registers, error) {
-	c.waitBriefly()
-	if err := c.status.SetReadDeadline(deadline); err != nil {
-		return nil, fmt.Errorf("launch status: %w", err)
+	if c.owner.brief.Add(1) <= briefWaits {
+		c.status.waitBriefly()
 	}
+	c.owner.brief.Add(-1)
 	var buf [8 * numRegs]byte
-	n, err := c.status.Read(buf[:])
+	n, err := c.status.read(buf[:], deadline)
 	switch {
 	case errors.Is(err, os.ErrDeadlineExceeded):
 		return nil, fmt.Errorf("process %d did not get ready in time: %w", c.PID(), err)

@@ -115,15 +115,11 @@ func (l *Launcher) Start(x Launch) (*Child, error) {
 		return nil, fmt.Errorf("status socket of a launch: %w", err)
 	}
 	defer unix.Close(sv[1])
-	if err := unix.SetNonblock(sv[0], true); err != nil {
-		unix.Close(sv[0])
-		return nil, fmt.Errorf("status socket of a launch: %w", err)
-	}
-	status := os.NewFile(uintptr(sv[0]), "launch status")
+	status := &statusSocket{fd: sv[0]}
 	p.mem.setReg(regStatus, uint64(sv[1]))
 	n, err := p.closeOthers(sv[1])
 	if err != nil {
-		status.Close()
+		status.close()
 		return nil, err
 	}
 	flags := x.Namespaces | unix.CLONE_PIDFD | unix.CLONE_CLEAR_SIGHAND
@@ -133,7 +129,7 @@ func (l *Launcher) Start(x Launch) (*Child, error) {
 	f := p.mem.prepare(flags, x.Cgroup, x.PIDNS, l.self, n, p.n)
 	proc, err := l.clone(f)
 	if err != nil {
-		status.Close()
+		status.close()
 		return nil, err
 	}
 	return &Child{Process: proc, status: status, program: p}, nil

@@ -236,9 +236,14 @@ func (s *stdio) openFifo(path string, output bool) (*os.File, error) {
 	return f, nil
 }
 
-func (s *stdio) null(fd int) (err error) {
-	s.child[fd], err = os.OpenFile("/dev/null", os.O_RDWR, 0)
-	return err
+// null opens /dev/null without telling the poller, which has no use for it.
+func (s *stdio) null(fd int) error {
+	n, err := unix.Open("/dev/null", unix.O_RDWR|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("open /dev/null: %w", err)
+	}
+	s.child[fd] = os.NewFile(uintptr(n), "/dev/null")
+	return nil
 }
 
 // start lets the bytes move. The process exists and has its ends.
