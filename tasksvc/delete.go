@@ -103,7 +103,16 @@ func (c *container) deleteExec(ctx context.Context, p *process) error {
 		c.mu.Unlock()
 		return err
 	}
+	launched := p.handle != nil
 	c.mu.Unlock()
+	if launched { // if its start has just failed it may not be reaped yet
+		if _, err := p.awaitExit(ctx); err != nil {
+			c.mu.Lock()
+			defer c.mu.Unlock()
+			p.busy = ""
+			return fmt.Errorf("delete %s: %w", p.name(), err)
+		}
+	}
 	p.release(ctx)
 	c.mu.Lock()
 	defer c.mu.Unlock()

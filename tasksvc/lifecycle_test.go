@@ -47,6 +47,28 @@ func TestStartFailure(t *testing.T) {
 	require.Equal(t, []string{"/tasks/create"}, topics(sub), "no exit of what was never started")
 }
 
+// Deleting at once is right after a start that failed, too.
+func TestExecStartFailure(t *testing.T) {
+	h := newHost(t)
+	_, err := h.Create(h.ctx(), &taskv3.CreateTaskRequest{ID: "c1", Bundle: h.bundle(testSpec("sleep 1000"))})
+	require.NoError(t, err)
+	_, err = h.Start(h.ctx(), &taskv3.StartRequest{ID: "c1"})
+	require.NoError(t, err)
+	for range 20 {
+		_, err = h.Exec(h.ctx(), &taskv3.ExecProcessRequest{ID: "c1", ExecID: "e1", Spec: &anypb.Any{Value: []byte(`{"cwd":"/","args":["nosuchcmd"]}`)}})
+		require.NoError(t, err)
+		_, err = h.Start(h.ctx(), &taskv3.StartRequest{ID: "c1", ExecID: "e1"})
+		require.ErrorContains(t, err, "executable file not found")
+		_, err = h.Delete(h.ctx(), &taskv3.DeleteRequest{ID: "c1", ExecID: "e1"})
+		require.NoError(t, err)
+	}
+	_, err = h.Kill(h.ctx(), &taskv3.KillRequest{ID: "c1", Signal: uint32(unix.SIGKILL)})
+	require.NoError(t, err)
+	_, err = h.Wait(h.ctx(), &taskv3.WaitRequest{ID: "c1"})
+	require.NoError(t, err)
+	h.delete("c1")
+}
+
 func TestDeleteOfCreated(t *testing.T) {
 	h := newHost(t)
 	_, err := h.Create(h.ctx(), &taskv3.CreateTaskRequest{ID: "c1", Bundle: h.bundle(testSpec("true"))})
