@@ -1,28 +1,14 @@
 package rootfs
 
 import (
-	"io"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"github.com/stretchr/testify/require"
-	"golang.org/x/sys/unix"
-
-	"vminit/nsexec"
 )
-
-func stat(name string) (fs.FileMode, error) {
-	st, err := os.Stat(name)
-	if err != nil {
-		return 0, err
-	}
-	return st.Mode(), nil
-}
 
 // busyboxRoot makes a root file system of busybox alone.
 func busyboxRoot(t testing.TB) string {
@@ -57,45 +43,6 @@ func defaultSpec(root string) *specs.Spec {
 	}
 }
 
-// run executes a shell script in a container made of the spec's file system.
-func run(t *testing.T, spec *specs.Spec, script string) (string, error) {
-	requireRoot(t)
-	l, err := nsexec.NewLauncher()
-	require.NoError(t, err)
-	p, err := nsexec.NewProgram()
-	require.NoError(t, err)
-	r, w, err := os.Pipe()
-	require.NoError(t, err)
-	defer r.Close()
-	null, err := os.Open("/dev/null")
-	require.NoError(t, err)
-	defer null.Close()
-	io3 := p.SetupStdio()
-	p.Bind(io3[0], int(null.Fd()))
-	p.Bind(io3[1], int(w.Fd()))
-	p.Bind(io3[2], int(w.Fd()))
-	Compile(p, spec, Options{Bundle: "/", CgroupNS: true, Stat: stat})
-	p.Finish(nsexec.Finish{Process: &specs.Process{Cwd: "/", Args: []string{"/bin/sh", "-c", script}, Env: []string{"PATH=/bin"}}})
-	if os.Getenv("PRINT_PLAN") != "" {
-		t.Log(p.String())
-	}
-	if p.Err() != nil {
-		return "", p.Err()
-	}
-	c, err := l.Start(nsexec.Launch{Program: p, Cgroup: -1, PIDNS: -1,
-		Namespaces: unix.CLONE_NEWNS | unix.CLONE_NEWPID | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS | unix.CLONE_NEWNET | unix.CLONE_NEWCGROUP})
-	require.NoError(t, err)
-	w.Close()
-	if err := c.AwaitExec(time.Now().Add(10 * time.Second)); err != nil {
-		<-c.Done()
-		return "", err
-	}
-	out, err := io.ReadAll(r)
-	require.NoError(t, err)
-	<-c.Done()
-	return strings.TrimSpace(string(out)), nil
-}
-
 func TestDefaultContainerFileSystem(t *testing.T) {
 	out, err := run(t, defaultSpec(busyboxRoot(t)), `cut() { while read a b c d e f; do echo "$e $f"; done; }
 cut < /proc/self/mountinfo; ls -l /dev | while read m n u g x; do echo "$m $x"; done; cat /proc/kcore; ls /sys/firmware; touch /sys/firmware/x /proc/sys/x; readlink /proc/1/exe; pwd`)
@@ -122,7 +69,7 @@ func TestHostileDestinations(t *testing.T) {
 		}, "mount proc on /proc: too many levels of symbolic links (openat2)"},
 		{"root", func(_ string, s *specs.Spec) {
 			s.Mounts = append(s.Mounts, specs.Mount{Destination: "/.", Type: "tmpfs"})
-		}, "must be an absolute path below /"},
+		}, "the destination must be a path below /"},
 		{"inside proc", func(_ string, s *specs.Spec) {
 			s.Mounts = append(s.Mounts, specs.Mount{Destination: "/proc/self/attr", Type: "tmpfs"})
 		}, "inside /proc"},
@@ -163,14 +110,4 @@ func TestDestinationsAreMadeInsideTheRoot(t *testing.T) {
 	require.Equal(t, "hello\nhello\ntouch: /a/b/c/file: Read-only file system", out)
 	_, err = os.Stat("/etc/vminit-test")
 	require.True(t, os.IsNotExist(err))
-}
-
-func requireRoot(t testing.TB) {
-	if os.Getuid() == 0 {
-		return
-	}
-	if rung := os.Getenv("VMINIT_RUNG"); rung == "root" || rung == "vm" {
-		t.Fatalf("rung %s must run as root", rung)
-	}
-	t.Skip("needs root")
 }

@@ -1,7 +1,10 @@
 package rootfs
 
 import (
+	"fmt"
+	"os"
 	"path"
+	"strings"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
@@ -25,72 +28,186 @@ var devLinks = [][2]string{
 	{"/proc/self/fd", "fd"}, {"/proc/self/fd/0", "stdin"}, {"/proc/self/fd/1", "stdout"}, {"/proc/self/fd/2", "stderr"}, {"pts/ptmx", "ptmx"},
 }
 
-// devices makes nodes and links.
-func (c *compiler) devices(extra []specs.LinuxDevice) {
-	p := c.p
-	named := map[string]bool{}
-	for _, d := range extra {
-		named[path.Clean(d.Path)] = true
-	}
-	for _, d := range defaultDevices {
-		if !named[d.Path] {
-			c.device(d)
+// ownDev reports whether the config brings a /dev of its own: then nothing is
+// made in it, as in runc.
+func (c *Compiler) ownDev() bool {
+	for i := range c.mounts {
+		if e := &c.mounts[i]; inside(e.Destination) == "dev" && c.isBind(e) {
+			return true
 		}
 	}
-	for _, d := range extra {
-		c.device(d)
+	return false
+}
+
+// devices makes nodes and links, one directory after the other.
+func (c *Compiler) devices() {
+	p := c.p
+	named := map[string]bool{}
+	nodes := make([]node, 0, len(c.linux.Devices)+len(defaultDevices))
+	for i := range c.linux.Devices {
+		n, err := parseDevice(&c.linux.Devices[i])
+		if err != nil {
+			p.Fail(err)
+			return
+		}
+		named[n.rel] = true
+		nodes = append(nodes, n)
+	}
+	for i := range defaultDevices {
+		if n, _ := parseDevice(&defaultDevices[i]); !named[n.rel] {
+			nodes = append(nodes, n)
+		}
+	}
+	dir := ""
+	for _, n := range nodes {
+		if c.owns(unix.CLONE_NEWUSER) && n.kind != unix.S_IFIFO {
+			c.bindDevice(n)
+			continue
+		}
+		p.Step("make device %s", n.Path)
+		dir = c.changeDir(dir, path.Dir(n.rel))
+		c.makeNode(n)
 	}
 	p.Step("make links in /dev")
-	c.open("dev", true, false)
+	c.changeDir(dir, "dev")
 	for _, l := range devLinks {
 		p.Call(unix.SYS_SYMLINKAT, p.Str(l[0]), c.dest.Arg(), p.Str(l[1])).Ignore(unix.EEXIST)
 	}
+	if c.spec.Process != nil && c.spec.Process.Terminal { // while /dev can be written to
+		p.Call(unix.SYS_MKNODAT, c.dest.Arg(), p.Str("console"), nsexec.Int(unix.S_IFREG|0o600), nsexec.Int(0)).Ignore(unix.EEXIST)
+	}
 	c.close(c.dest)
 }
 
-func (c *compiler) device(d specs.LinuxDevice) {
+// changeDir has a directory in c.dest, in which another one may be already.
+func (c *Compiler) changeDir(from, to string) string {
+	if from == to {
+		return to
+	}
+	if from != "" {
+		c.close(c.dest)
+	}
+	c.open(to, openFlags{dir: true})
+	return to
+}
+
+// node is a device of the spec, checked.
+type node struct {
+	*specs.LinuxDevice
+	rel          string // its path inside the root
+	kind, perm   uint32 // S_IF* and the rest of the mode
+	major, minor uint32
+}
+
+func parseDevice(d *specs.LinuxDevice) (node, error) {
+	n := node{LinuxDevice: d, rel: inside(d.Path), perm: 0o666, major: uint32(d.Major), minor: uint32(d.Minor)}
+	n.kind = map[string]uint32{"c": unix.S_IFCHR, "u": unix.S_IFCHR, "b": unix.S_IFBLK, "p": unix.S_IFIFO}[d.Type]
+	switch {
+	case n.kind == 0:
+		return n, sys.Invalidf("linux.devices: %s is of type %q, which is not c, u, b or p", d.Path, d.Type)
+	case !path.IsAbs(d.Path) || n.rel == "":
+		return n, sys.Invalidf("linux.devices: %q is not an absolute path below /", d.Path)
+	case n.kind == unix.S_IFIFO:
+		n.major, n.minor = 0, 0
+	case d.Major < 0 || d.Major >= 1<<12 || d.Minor < 0 || d.Minor >= 1<<20: // what dev_t holds
+		return n, sys.Invalidf("linux.devices: %s has the numbers %d:%d", d.Path, d.Major, d.Minor)
+	}
+	if d.FileMode != nil { // some writers leave the type in it
+		n.perm = uint32(*d.FileMode) & 0o7777
+		if n.perm&(unix.S_ISUID|unix.S_ISGID) != 0 {
+			return n, sys.Invalidf("linux.devices: %s has fileMode %#o, which makes no sense for a device", d.Path, n.perm)
+		}
+	}
+	return n, nil
+}
+
+func (n *node) is(kind uint32) bool { return n.kind == kind }
+
+// makeNode makes a node in the directory in c.dest. What is there already must
+// be the same.
+func (c *Compiler) makeNode(n node) {
 	p := c.p
-	p.Step("make device %s", d.Path)
-	mode := map[string]uint32{"c": unix.S_IFCHR, "u": unix.S_IFCHR, "b": unix.S_IFBLK, "p": unix.S_IFIFO}[d.Type]
-	rel := inside(d.Path)
-	if mode == 0 || !path.IsAbs(d.Path) || rel == "" {
-		p.Fail(sys.Invalidf("linux.devices: %q of type %q", d.Path, d.Type))
+	name := p.Str(path.Base(n.rel))
+	made := p.Call(unix.SYS_MKNODAT, c.dest.Arg(), name, nsexec.Int(n.kind|n.perm), nsexec.Int(unix.Mkdev(n.major, n.minor))).Ignore(unix.EEXIST)
+	there := func() {
+		p.Call(unix.SYS_STATX, c.dest.Arg(), name, nsexec.Int(unix.AT_SYMLINK_NOFOLLOW), nsexec.Int(unix.STATX_TYPE|unix.STATX_MODE), c.stat)
+		c.checkNode(n, unix.EEXIST, "make device "+n.Path+": something else is there already")
+	}
+	uid, gid := n.UID, n.GID
+	if uid == nil && gid == nil {
+		p.IfError(made, there)
 		return
 	}
-	if d.Major < 0 || d.Major >= 1<<32 || d.Minor < 0 || d.Minor >= 1<<32 {
-		p.Fail(sys.Invalidf("linux.devices: %s has numbers %d:%d", d.Path, d.Major, d.Minor))
-		return
+	keep := ^uint32(0)
+	if uid == nil {
+		uid = &keep
 	}
-	if c.opt.UserNS {
-		c.bind(d.Path, &specs.Mount{Destination: d.Path, Source: d.Path}, mountOptions{bind: true})
-		return
+	if gid == nil {
+		gid = &keep
 	}
-	c.open(path.Dir(rel), true, false)
-	perm := uint32(0o666)
-	if d.FileMode != nil {
-		perm = uint32(*d.FileMode) & 0o7777
-	}
-	name := p.Str(path.Base(rel))
-	made := p.Call(unix.SYS_MKNODAT, c.dest.Arg(), name, nsexec.Int(mode|perm), nsexec.Int(unix.Mkdev(uint32(d.Major), uint32(d.Minor)))).Ignore(unix.EEXIST)
-	p.IfElse(made, func() { c.chown(d, name) }, func() {
-		buf := p.Buffer(statxSize)
-		p.Call(unix.SYS_STATX, c.dest.Arg(), name, nsexec.Int(unix.AT_SYMLINK_NOFOLLOW), nsexec.Int(unix.STATX_TYPE), buf)
-		p.FailUnlessEqual(unix.EEXIST, "make device "+d.Path+": something else is there already",
-			buf.Plus(statxRdev), p.Words(uint64(d.Major)|uint64(d.Minor)<<32))
-	})
-	c.close(c.dest)
+	p.IfElse(made, func() {
+		p.Call(unix.SYS_FCHOWNAT, c.dest.Arg(), name, nsexec.Int(*uid), nsexec.Int(*gid), nsexec.Int(unix.AT_SYMLINK_NOFOLLOW))
+	}, there)
 }
 
-func (c *compiler) chown(d specs.LinuxDevice, name nsexec.Arg) {
-	if d.UID == nil && d.GID == nil {
-		return
+// checkNode ends the launch unless the statx in c.stat is of the device. The
+// kind is compared by the upper byte of the mode, in which setuid, setgid and
+// sticky are not set and "readable by its owner" may be.
+func (c *Compiler) checkNode(n node, errno unix.Errno, text string) {
+	p, kind := c.p, uint64(n.kind>>8)
+	p.FailUnlessEqual(errno, text, c.stat.Plus(statxRdev), p.Words(uint64(n.major)|uint64(n.minor)<<32))
+	p.Poke(c.stat.Plus(statxMode+2), nsexec.Int(0)) // what follows the mode
+	p.FailUnlessEqual(errno, text, c.stat.Plus(statxMode+1), p.Words(kind), p.Words(kind|1))
+}
+
+// bindDevice shows the guest's node: a user namespace may not make any
+// (mknod(2)). Owner and mode are the guest's.
+func (c *Compiler) bindDevice(n node) {
+	p := c.p
+	source := "/" + n.rel
+	if !isDefaultDevice(n) {
+		name, err := c.opt.DeviceName(n.is(unix.S_IFBLK), n.major, n.minor)
+		if err != nil {
+			p.Fail(fmt.Errorf("linux.devices: %s: %w", n.Path, err))
+			return
+		}
+		source = "/dev/" + name
 	}
-	var uid, gid uint32
-	if d.UID != nil {
-		uid = *d.UID
+	e := &entry{Mount: &specs.Mount{Destination: n.Path, Source: source}, mountOptions: mountOptions{bind: true}}
+	p.Step("mount %s on %s", source, n.Path)
+	p.Call(unix.SYS_OPEN_TREE, nsexec.Int(unix.AT_FDCWD), p.Str(source), nsexec.Int(unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)).Store(c.tree)
+	c.statx(c.tree, c.stat)
+	c.checkNode(n, unix.ENODEV, fmt.Sprintf("mount %s on %s: it is not the guest's device %d:%d", source, n.Path, n.major, n.minor))
+	c.open(n.rel, openFlags{})
+	c.attach(e)
+}
+
+func isDefaultDevice(n node) bool {
+	for _, d := range defaultDevices {
+		if d.Path == "/"+n.rel && uint32(d.Major) == n.major && uint32(d.Minor) == n.minor && n.is(unix.S_IFCHR) {
+			return true
+		}
 	}
-	if d.GID != nil {
-		gid = *d.GID
+	return false
+}
+
+// deviceName asks sysfs what devtmpfs calls a device.
+func deviceName(block bool, major, minor uint32) (string, error) {
+	kind := "char"
+	if block {
+		kind = "block"
 	}
-	c.p.Call(unix.SYS_FCHOWNAT, c.dest.Arg(), name, nsexec.Int(uid), nsexec.Int(gid), nsexec.Int(unix.AT_SYMLINK_NOFOLLOW))
+	data, err := os.ReadFile(fmt.Sprintf("/sys/dev/%s/%d:%d/uevent", kind, major, minor))
+	if os.IsNotExist(err) {
+		return "", sys.Mark(sys.ErrNotFound, fmt.Errorf("the guest has no %s device %d:%d", kind, major, minor))
+	}
+	if err != nil {
+		return "", err
+	}
+	for line := range strings.Lines(string(data)) {
+		if name, ok := strings.CutPrefix(strings.TrimSpace(line), "DEVNAME="); ok {
+			return name, nil
+		}
+	}
+	return "", sys.Mark(sys.ErrNotFound, fmt.Errorf("the guest has no node for the %s device %d:%d", kind, major, minor))
 }

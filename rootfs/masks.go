@@ -6,10 +6,8 @@ import (
 	"vminit/nsexec"
 )
 
-const pathResolve = unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS
-
 // readonlyPath binds a path over itself, read-only with all that is below.
-func (c *compiler) readonlyPath(name string) {
+func (c *Compiler) readonlyPath(name string) {
 	p := c.p
 	p.Step("make %s read-only", name)
 	if inside(name) == "" {
@@ -18,7 +16,7 @@ func (c *compiler) readonlyPath(name string) {
 	found := p.Call(unix.SYS_OPENAT2, c.root.Arg(), p.Str(inside(name)), c.how(unix.O_PATH, pathResolve), nsexec.Int(24)).Store(c.dest).Ignore(unix.ENOENT, unix.ENOTDIR)
 	p.IfOK(found, func() {
 		p.Call(unix.SYS_OPEN_TREE, c.dest.Arg(), p.Str(""), nsexec.Int(unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_EMPTY_PATH|unix.AT_RECURSIVE)).Store(c.tree)
-		c.setattr(unix.MOUNT_ATTR_RDONLY, 0, unix.AT_RECURSIVE)
+		c.setAttributes(c.tree, unix.MOUNT_ATTR_RDONLY, 0, unix.AT_RECURSIVE)
 		c.moveMount()
 		c.close(c.tree)
 		c.close(c.dest)
@@ -28,7 +26,7 @@ func (c *compiler) readonlyPath(name string) {
 // maskedPaths hides directories behind an empty read-only tmpfs (one for all)
 // and files behind the guest's own /dev/null, never the container's
 // (CVE-2025-31133).
-func (c *compiler) maskedPaths(names []string) {
+func (c *Compiler) maskedPaths(names []string) {
 	p := c.p
 	p.SetReg(c.mask, ^uint64(0))
 	for _, name := range names {
@@ -46,16 +44,20 @@ func (c *compiler) maskedPaths(names []string) {
 	}
 }
 
-func (c *compiler) maskFile() {
+var null = node{kind: unix.S_IFCHR, major: 1, minor: 3}
+
+func (c *Compiler) maskFile() {
 	p := c.p
 	p.Call(unix.SYS_OPEN_TREE, nsexec.Int(unix.AT_FDCWD), p.Str("/dev/null"), nsexec.Int(unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)).Store(c.tree)
+	c.statx(c.tree, c.stat)
+	c.checkNode(null, unix.ENODEV, "mask a file: /dev/null of the guest is something else")
 	c.moveMount()
 	c.close(c.tree)
 	c.close(c.dest)
 }
 
 // maskDir clones the first mask, which must be attached to be cloned, or makes it.
-func (c *compiler) maskDir() {
+func (c *Compiler) maskDir() {
 	p := c.p
 	clone := p.Call(unix.SYS_OPEN_TREE, c.mask.Arg(), p.Str(""), nsexec.Int(unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_EMPTY_PATH)).Store(c.tree).Ignore(unix.EBADF)
 	p.IfError(clone, func() {

@@ -12,206 +12,159 @@ import (
 	"vminit/nsexec"
 )
 
-// mount emits one entry of the spec's mounts.
-func (c *compiler) mount(m *specs.Mount) {
+// parse reads one of the spec's mounts and refuses what makes no sense.
+func (c *Compiler) parse(m *specs.Mount) (entry, error) {
+	invalid := func(format string, args ...any) (entry, error) {
+		return entry{Mount: m}, sys.Invalidf("mount "+strings.ReplaceAll(m.Destination, "%", "%%")+": "+format, args...)
+	}
 	o, err := parseOptions(m.Options)
 	if err != nil {
-		c.p.Fail(sys.Invalidf("mount %s: %w", m.Destination, err))
-		return
+		return invalid("%w", err)
 	}
-	if !path.IsAbs(m.Destination) || inside(m.Destination) == "" {
-		c.p.Fail(sys.Invalidf("mount destination %q: must be an absolute path below /", m.Destination))
-		return
-	}
-	if len(m.UIDMappings) > 0 || len(m.GIDMappings) > 0 || o.idmap {
-		c.p.Fail(sys.Unsupportedf("mount %s: idmapped mounts are not supported yet", m.Destination))
-		return
-	}
-	if o.tmpcopyup {
-		c.p.Fail(sys.Unsupportedf("mount %s: tmpcopyup is not supported yet", m.Destination))
-		return
+	e := entry{Mount: m, mountOptions: o}
+	if len(m.UIDMappings)+len(m.GIDMappings) > 0 {
+		e.idmap = true
 	}
 	switch {
+	case m.Destination == "" || inside(m.Destination) == "":
+		return invalid("the destination must be a path below /")
+	case (len(m.UIDMappings) == 0) != (len(m.GIDMappings) == 0):
+		return invalid("uidMappings and gidMappings belong together")
+	case e.idmap && len(m.UIDMappings) == 0 && !c.owns(unix.CLONE_NEWUSER):
+		return invalid("idmap without uidMappings and gidMappings, and there is no user namespace to take them from")
+	case e.idmap && o.remount:
+		return invalid("idmap cannot be changed by remount")
+	case o.tmpcopyup && (m.Type != "tmpfs" || o.bind || o.remount):
+		return invalid("tmpcopyup is for new mounts of type tmpfs")
 	case o.remount:
-		c.remount(m, o)
-	case o.bind || m.Type == "bind":
-		c.bind(m.Source, m, o)
-	case m.Type == "cgroup" || m.Type == "cgroup2":
-		c.cgroup(m, o)
+	case c.isBind(&e) && c.source(&e) == "":
+		return invalid("bind without a source")
+	case !c.isBind(&e) && !isCgroup(m.Type) && (m.Type == "" || strings.Contains(m.Type, "/")):
+		return invalid("file system type %q", m.Type)
+	}
+	if !procAllows(&e) {
+		return invalid("cannot be mounted because it is inside /proc")
+	}
+	return e, nil
+}
+
+// mount emits one entry of the spec's mounts.
+func (c *Compiler) mount(e *entry) {
+	switch {
+	case e.remount:
+		c.remount(e)
+	case c.isBind(e):
+		if isCgroup(e.Type) {
+			e.cgroupOptions()
+		}
+		c.bind(e)
+	case isCgroup(e.Type):
+		e.cgroupOptions()
+		c.fileSystem("cgroup2", e)
 	default:
-		c.fileSystem(m.Type, m, o)
+		c.fileSystem(e.Type, e)
 	}
 }
 
-func (c *compiler) step(what string, m *specs.Mount) {
-	c.p.Step("mount %s on %s", what, m.Destination)
+func isCgroup(fstype string) bool { return fstype == "cgroup" || fstype == "cgroup2" }
+
+// cgroupOptions: a mount of the cgroup hierarchy is read-only unless "rw" is
+// said (CVE-2023-25809); options of the hierarchy are not a container's to change.
+func (e *entry) cgroupOptions() {
+	e.data, e.super = nil, nil
+	if !slices.Contains(e.Options, "rw") {
+		e.set |= unix.MOUNT_ATTR_RDONLY
+	}
 }
 
-// bind clones a mount of the guest, or of a source relative to the bundle.
-func (c *compiler) bind(source string, m *specs.Mount, o mountOptions) {
-	p := c.p
-	if source == "" {
-		p.Fail(sys.Invalidf("mount %s: bind without a source", m.Destination))
-		return
+// isBind: also a cgroup mount without a cgroup namespace, which shows the
+// container's directory and nothing above.
+func (c *Compiler) isBind(e *entry) bool {
+	return !e.remount && (e.bind || e.Type == "bind" || isCgroup(e.Type) && !c.owns(unix.CLONE_NEWCGROUP))
+}
+
+// source is what a bind shows, as the guest sees it.
+func (c *Compiler) source(e *entry) string {
+	switch {
+	case isCgroup(e.Type) && !e.bind:
+		return c.opt.Cgroup
+	case e.Source == "" || path.IsAbs(e.Source):
+		return e.Source
 	}
-	if !path.IsAbs(source) {
-		source = path.Join(c.opt.Bundle, source)
-	}
-	if !c.procAllows(m, true) {
-		return
-	}
-	c.step(source, m)
-	mode, err := c.opt.Stat(source)
-	isDir := err != nil || mode.IsDir() // a missing source is reported by open_tree
-	recursive := uint64(0)
-	if o.rec {
+	return path.Join(c.opt.Bundle, e.Source)
+}
+
+// openSource clones what is to be bound, with its id mapping, into c.tree.
+func (c *Compiler) openSource(e *entry) {
+	p, recursive := c.p, uint64(0)
+	if e.rec {
 		recursive = unix.AT_RECURSIVE
 	}
-	p.Call(unix.SYS_OPEN_TREE, nsexec.Int(unix.AT_FDCWD), p.Str(source), nsexec.Int(unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|recursive)).Store(c.tree)
-	c.setattr(o.set, o.clr, 0)
-	c.open(inside(m.Destination), isDir, false)
-	c.attach(m, o)
+	open := p.Call(unix.SYS_OPEN_TREE, nsexec.Int(unix.AT_FDCWD), p.Str(c.source(e)), nsexec.Int(unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|recursive)).Store(c.tree)
+	if c.owns(unix.CLONE_NEWUSER) && !e.rec {
+		p.IfError(open.Ignore(unix.EINVAL), func() {
+			p.FailWith(unix.EINVAL, "mount "+c.source(e)+" on "+e.Destination+": in a user namespace, what has mounts below can only be bound with them (rbind)")
+		})
+	}
+	c.idmap(e)
 }
 
-// fileSystem mounts a new instance (fsopen(2), fsconfig(2), fsmount(2), Linux 5.2).
-func (c *compiler) fileSystem(fstype string, m *specs.Mount, o mountOptions) {
+// bind mounts a file or directory of the guest. Attributes that the options do
+// not name stay those of the source, as with mount(8); so those that the
+// source has locked, in a user namespace, stay too (mount_namespaces(7)).
+func (c *Compiler) bind(e *entry) {
 	p := c.p
-	if fstype == "" || strings.Contains(fstype, "/") {
-		p.Fail(sys.Invalidf("mount %s: file system type %q", m.Destination, fstype))
-		return
+	p.Step("mount %s on %s", c.source(e), e.Destination)
+	mode, err := c.opt.Stat(c.source(e))
+	isDir := err != nil || mode.IsDir() // a missing source is reported by open_tree
+	if e.opened {
+		p.Load(c.tree, e.cell)
+	} else {
+		c.openSource(e)
 	}
-	if !c.procAllows(m, false) {
-		return
-	}
-	c.step(fstype, m)
-	// Links are refused where a kernel file system goes (CVE-2019-19921).
-	strict := fstype == "proc" || fstype == "sysfs"
-	if slices.ContainsFunc(o.data, func(s string) bool { return len(s) > maxFsconfigValue }) {
-		c.mountByData(fstype, m, o, strict)
-		return
-	}
-	p.Call(unix.SYS_FSOPEN, p.Str(fstype), nsexec.Int(unix.FSOPEN_CLOEXEC)).Store(c.fs)
-	if m.Source != "" {
-		c.fsconfig(unix.FSCONFIG_SET_STRING, "source", m.Source)
-	}
-	if !sharedSuper(fstype) {
-		for _, f := range o.super {
-			c.fsconfig(unix.FSCONFIG_SET_FLAG, f, "")
-		}
-	}
-	for _, d := range o.data {
-		if k, v, ok := strings.Cut(d, "="); ok {
-			c.fsconfig(unix.FSCONFIG_SET_STRING, k, v)
-		} else {
-			c.fsconfig(unix.FSCONFIG_SET_FLAG, d, "")
-		}
-	}
-	p.Call(unix.SYS_FSCONFIG, c.fs.Arg(), nsexec.Int(unix.FSCONFIG_CMD_CREATE), nsexec.Nil, nsexec.Nil, nsexec.Int(0))
-	p.Call(unix.SYS_FSMOUNT, c.fs.Arg(), nsexec.Int(unix.FSMOUNT_CLOEXEC), nsexec.Int(o.set)).Store(c.tree)
-	c.close(c.fs)
-	c.open(inside(m.Destination), true, strict)
-	c.attach(m, o)
+	c.setTree(e)
+	c.open(inside(e.Destination), openFlags{dir: isDir})
+	c.attach(e)
 }
 
-// maxFsconfigValue: the kernel copies at most 256 bytes of a value
-// (fs/fsopen.c); longer ones (overlay's lowerdir) go through mount(2).
-const maxFsconfigValue = 255
-
-func (c *compiler) fsconfig(cmd int, key, value string) {
-	v := nsexec.Nil
-	if cmd == unix.FSCONFIG_SET_STRING {
-		v = c.p.Str(value)
+// setTree gives the detached mount the attributes of the options.
+func (c *Compiler) setTree(e *entry) {
+	if e.set|e.clr != 0 {
+		c.setAttributes(c.tree, e.set, e.clr, 0)
 	}
-	c.p.Call(unix.SYS_FSCONFIG, c.fs.Arg(), nsexec.Int(cmd), c.p.Str(key), v, nsexec.Int(0))
-}
-
-// sharedSuper: file systems whose superblock may be in use elsewhere, so that
-// its flags are not one container's to choose.
-func sharedSuper(fstype string) bool {
-	return slices.Contains([]string{"proc", "sysfs", "cgroup2", "mqueue"}, fstype)
-}
-
-// mountByData mounts with mount(2), on the destination as working directory so
-// that it is still resolved only once.
-func (c *compiler) mountByData(fstype string, m *specs.Mount, o mountOptions, strict bool) {
-	p := c.p
-	c.open(inside(m.Destination), true, strict)
-	p.Call(unix.SYS_FCHDIR, c.dest.Arg())
-	c.close(c.dest)
-	data := p.Str(strings.Join(append(slices.Clone(o.super), o.data...), ","))
-	p.Call(unix.SYS_MOUNT, p.Str(m.Source), p.Str("."), p.Str(fstype), nsexec.Int(0), data)
-	p.Call(unix.SYS_FCHDIR, c.root.Arg())
-	c.open(inside(m.Destination), true, strict)
-	set, clr := attrWords(o.set, o.clr)
-	p.Call(unix.SYS_MOUNT_SETATTR, c.dest.Arg(), p.Str(""), nsexec.Int(unix.AT_EMPTY_PATH), c.attr(set, clr, 0), nsexec.Int(unix.MOUNT_ATTR_SIZE_VER0))
-	c.close(c.dest)
-}
-
-// cgroup mounts the cgroup hierarchy: with a cgroup namespace a view of its
-// own, else a bind of the container's directory. Read-only unless "rw" is said
-// (CVE-2023-25809); options of the hierarchy are not a container's to change.
-func (c *compiler) cgroup(m *specs.Mount, o mountOptions) {
-	o.data, o.super = nil, nil
-	if !slices.Contains(m.Options, "rw") {
-		o.set |= unix.MOUNT_ATTR_RDONLY
-	}
-	if c.opt.CgroupNS {
-		c.fileSystem("cgroup2", m, o)
-		return
-	}
-	c.bind(c.opt.Cgroup, m, o)
-}
-
-// remount changes the flags of what is mounted already.
-func (c *compiler) remount(m *specs.Mount, o mountOptions) {
-	p := c.p
-	if len(o.data) > 0 {
-		p.Fail(sys.Unsupportedf("mount %s: remount with file system options is not supported yet", m.Destination))
-		return
-	}
-	p.Step("remount %s", m.Destination)
-	c.open(inside(m.Destination), true, false)
-	set, clr := attrWords(o.set, o.clr)
-	p.Call(unix.SYS_MOUNT_SETATTR, c.dest.Arg(), p.Str(""), nsexec.Int(unix.AT_EMPTY_PATH), c.attr(set, clr, 0), nsexec.Int(unix.MOUNT_ATTR_SIZE_VER0))
-	c.propagate(c.dest, o)
-	c.close(c.dest)
-}
-
-// setattr changes the detached tree.
-func (c *compiler) setattr(set, clr, flags uint64) {
-	if set|clr == 0 {
-		return
-	}
-	set, clr = attrWords(set, clr)
-	c.p.Call(unix.SYS_MOUNT_SETATTR, c.tree.Arg(), c.p.Str(""), nsexec.Int(unix.AT_EMPTY_PATH|flags), c.attr(set, clr, 0), nsexec.Int(unix.MOUNT_ATTR_SIZE_VER0))
 }
 
 // attach moves the detached tree to the destination.
-func (c *compiler) attach(m *specs.Mount, o mountOptions) {
-	p := c.p
-	buf := p.Buffer(statxSize)
-	c.statx(c.dest, buf)
-	p.FailIfEqual(unix.EINVAL, "mount "+m.Destination+": the destination is the container's root itself",
-		[2]nsexec.Arg{buf.Plus(statxIno), c.id.Plus(statxIno)}, [2]nsexec.Arg{buf.Plus(statxMntID), c.id.Plus(statxMntID)})
-	c.setattr(o.rset, o.rclr, unix.AT_RECURSIVE)
+func (c *Compiler) attach(e *entry) {
+	c.checkDestination(e)
+	if e.rset|e.rclr != 0 {
+		c.setAttributes(c.tree, e.rset, e.rclr, unix.AT_RECURSIVE)
+	}
 	c.moveMount()
-	c.propagate(c.tree, o)
+	for _, f := range e.propagation {
+		c.propagate(c.tree, f)
+	}
 	c.close(c.tree)
 	c.close(c.dest)
 }
 
-func (c *compiler) moveMount() nsexec.Insn {
+func (c *Compiler) moveMount() nsexec.Insn {
 	return c.p.Call(unix.SYS_MOVE_MOUNT, c.tree.Arg(), c.p.Str(""), c.dest.Arg(), c.p.Str(""), nsexec.Int(unix.MOVE_MOUNT_F_EMPTY_PATH|unix.MOVE_MOUNT_T_EMPTY_PATH))
 }
 
-func (c *compiler) propagate(r nsexec.Reg, o mountOptions) {
-	for _, f := range o.propagation {
-		flags := uint64(unix.AT_EMPTY_PATH)
-		if f&unix.MS_REC != 0 {
-			flags |= unix.AT_RECURSIVE
-		}
-		c.p.Call(unix.SYS_MOUNT_SETATTR, r.Arg(), c.p.Str(""), nsexec.Int(flags), c.attr(0, 0, f&^unix.MS_REC), nsexec.Int(unix.MOUNT_ATTR_SIZE_VER0))
+// checkDestination looks at where links of the image have led: not to the root
+// itself, and not into a procfs.
+func (c *Compiler) checkDestination(e *entry) {
+	p := c.p
+	c.statx(c.dest, c.stat)
+	p.FailIfEqual(unix.EINVAL, "mount "+e.Destination+": the destination is the container's root itself",
+		[2]nsexec.Arg{c.stat.Plus(statxIno), c.id.Plus(statxIno)}, [2]nsexec.Arg{c.stat.Plus(statxMntID), c.id.Plus(statxMntID)})
+	if rel := inside(e.Destination); rel == "proc" || strings.HasPrefix(rel, "proc/") {
+		return // procAllows
 	}
+	buf := p.Buffer(128) // struct statfs; f_type comes first
+	p.Call(unix.SYS_FSTATFS, c.dest.Arg(), buf)
+	p.FailIfEqual(unix.EPERM, "mount "+e.Destination+": cannot be mounted because it leads into /proc", [2]nsexec.Arg{buf, p.Words(unix.PROC_SUPER_MAGIC)})
 }
 
 // procFiles may be covered inside /proc: what lxcfs and its like provide.
@@ -222,14 +175,15 @@ var procFiles = []string{
 
 // procAllows refuses mounts inside /proc, where they could hide files the
 // container's confinement relies on (CVE-2019-16884, CVE-2023-28642).
-func (c *compiler) procAllows(m *specs.Mount, bind bool) bool {
-	below, ok := strings.CutPrefix(inside(m.Destination), "proc/")
+func procAllows(e *entry) bool {
+	bind := e.bind || e.Type == "bind"
+	rel := inside(e.Destination)
+	below, ok := strings.CutPrefix(rel, "proc/")
 	switch {
-	case !ok && (inside(m.Destination) != "proc" || !bind || m.Source == "/proc"):
-		return true
-	case ok && bind && slices.Contains(procFiles, below):
-		return true
+	case ok:
+		return bind && slices.Contains(procFiles, below)
+	case rel == "proc":
+		return !bind || e.Source == "/proc"
 	}
-	c.p.Fail(sys.Invalidf("mount %s: cannot be mounted because it is inside /proc", m.Destination))
-	return false
+	return true
 }

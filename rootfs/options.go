@@ -19,6 +19,7 @@ type mountOptions struct {
 	remount     bool
 	tmpcopyup   bool
 	idmap       bool
+	ridmap      bool     // with all mounts below
 	super       []string // flags of the superblock (ro, sync, ...)
 	data        []string // what only the file system understands
 }
@@ -77,7 +78,7 @@ func parseOptions(options []string) (mountOptions, error) {
 		case opt == "tmpcopyup":
 			o.tmpcopyup = true
 		case opt == "idmap" || opt == "ridmap":
-			o.idmap = true
+			o.idmap, o.ridmap = true, opt == "ridmap"
 		case slices.Contains(superOptions, opt):
 			o.super = append(o.super, opt)
 		case slices.Contains(ignoredOptions, opt):
@@ -88,13 +89,4 @@ func parseOptions(options []string) (mountOptions, error) {
 		}
 	}
 	return o, nil
-}
-
-// contradict finds atime flags that the kernel would refuse together when
-// setting and clearing in one call: clearing the atime field is always whole.
-func attrWords(set, clr uint64) (uint64, uint64) {
-	if set&unix.MOUNT_ATTR__ATIME != 0 {
-		clr |= unix.MOUNT_ATTR__ATIME
-	}
-	return set, clr
 }

@@ -1,9 +1,7 @@
 package tasksvc
 
 import (
-	"io/fs"
 	"maps"
-	"os"
 	"slices"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
@@ -27,7 +25,7 @@ type plan struct {
 }
 
 // attend is what the parent does for a child that waits at a gate.
-type attend func(*nsexec.Child, *nsexec.Registers) error
+type attend = rootfs.Attend
 
 // gate appends a gate and what the parent is to do there.
 func (pl *plan) gate(name string, do attend) {
@@ -72,6 +70,10 @@ func compileInit(spec *specs.Spec, ns namespaces, o compileOptions) (*plan, erro
 			return writeIDMaps(child.PID(), spec.Linux)
 		})
 	}
+	fs := rootfs.NewCompiler(p, spec, rootfs.Options{
+		Bundle: o.bundle, Namespaces: ns.all(), Cgroup: o.cgroup, Gate: pl.gate, Launcher: o.launcher,
+	})
+	fs.Open()
 	if userNS {
 		p.BecomeRoot()
 	}
@@ -86,9 +88,8 @@ func compileInit(spec *specs.Spec, ns namespaces, o compileOptions) (*plan, erro
 			p.Fail(err)
 		}
 	}
-	rootfs.Compile(p, spec, rootfs.Options{
-		Bundle: o.bundle, UserNS: userNS, CgroupNS: ns.all()&unix.CLONE_NEWCGROUP != 0, Cgroup: o.cgroup, Stat: statMode,
-	})
+	fs.Build()
+	fs.Enter()
 	if spec.Process == nil {
 		pl.last = p.Gate(gateStart)
 		p.FailWith(unix.EINVAL, "config.json has no process to start")
@@ -184,12 +185,4 @@ func (pl *plan) joinByPath(ns namespaces) {
 			pl.files[pl.program.JoinFile(nsName(flag), flag)] = flag
 		}
 	}
-}
-
-func statMode(name string) (fs.FileMode, error) {
-	st, err := os.Stat(name)
-	if err != nil {
-		return 0, err
-	}
-	return st.Mode(), nil
 }

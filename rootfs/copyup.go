@@ -1,0 +1,4 @@
+package rootfs
+
+// copyUp: written next.
+func (c *Compiler) copyUp(e *entry) {}
