@@ -41,7 +41,7 @@ func newRootCommand() *cobra.Command {
 	}
 	root.SetVersionTemplate("vminitctl {{.Version}}\n")
 	f := root.PersistentFlags()
-	f.StringVar(&g.address, "address", os.Getenv("VMINIT_ADDRESS"), "daemon to talk to: unix:///path, vsock://CID:PORT or vm:		newInfoCommand(g),AME (env VMINIT_ADDRESS)")
+	f.StringVar(&g.address, "address", os.Getenv("VMINIT_ADDRESS"), "daemon to talk to: unix:///path, vsock://CID:PORT or vm://NAME (env VMINIT_ADDRESS)")
 	f.StringVar(&g.streamAddress, "stream-address", os.Getenv("VMINIT_STREAM_ADDRESS"), "its stream port, where --address does not tell (env VMINIT_STREAM_ADDRESS)")
 	f.StringVar(&g.namespace, "namespace", "default", "namespace of the containers")
 	f.BoolVar(&g.json, "json", false, "print JSON")
