@@ -10,8 +10,9 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// busyboxRoot makes a root file system of busybox alone.
-func busyboxRoot(t testing.TB) string {
+// busyboxRoot makes a root file system of busybox alone, with some of its
+// commands.
+func busyboxRoot(t testing.TB, commands ...string) string {
 	dir := t.TempDir()
 	for _, d := range []string{"bin", "proc", "sys", "dev", "etc", "tmp"} {
 		require.NoError(t, os.Mkdir(filepath.Join(dir, d), 0o755))
@@ -19,7 +20,7 @@ func busyboxRoot(t testing.TB) string {
 	b, err := os.ReadFile("/bin/busybox")
 	require.NoError(t, err)
 	require.NoError(t, os.WriteFile(dir+"/bin/busybox", b, 0o755))
-	for _, n := range []string{"sh", "cat", "ls", "stat", "pwd", "mount", "touch", "readlink"} {
+	for _, n := range append([]string{"sh", "cat", "ls", "stat", "pwd", "mount", "touch", "readlink"}, commands...) {
 		require.NoError(t, os.Symlink("busybox", dir+"/bin/"+n))
 	}
 	return dir
