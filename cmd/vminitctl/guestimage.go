@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"encoding/binary"
 	"encoding/hex"
@@ -10,9 +11,13 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 
+	"golang.org/x/sys/unix"
+
 	"vminit/internal/initramfs"
+	"vminit/internal/microvm"
 	"vminit/internal/sys"
 )
 
@@ -21,6 +26,10 @@ type guestOptions struct {
 	kernel  string // image; the newest installed one
 	initrd  string // guest image; one made of the following, kept in the cache
 	vminitd string // PID 1; the one beside this program
+
+	// needs are the modules that the guest image must have beside those it
+	// cannot serve without. Nil means all that containers may want.
+	needs []string
 }
 
 // guestFiles are what a guest boots from.
@@ -30,7 +39,7 @@ type guestFiles struct {
 	Initrd  string
 }
 
-// guestFiles finds the kernel and finds or makes the guest image.
+// files finds the kernel and finds or makes the guest image.
 func (o guestOptions) files() (guestFiles, error) {
 	var g guestFiles
 	var err error
@@ -44,6 +53,13 @@ func (o guestOptions) files() (guestFiles, error) {
 			return g, err
 		}
 	}
+	store, err := openCache()
+	if err != nil {
+		return g, err
+	}
+	if g.Kernel, err = unpackedKernel(store, g.Kernel); err != nil {
+		return g, err
+	}
 	if o.initrd != "" {
 		g.Initrd = o.initrd
 		return g, nil
@@ -56,15 +72,50 @@ func (o guestOptions) files() (guestFiles, error) {
 	if err != nil {
 		return g, err
 	}
-	store, err := openCache()
-	if err != nil {
-		return g, err
-	}
 	g.Initrd, err = store.get("initramfs-"+key, func(f *os.File) error {
 		_, err := initramfs.Build(f, c)
 		return err
 	})
 	return g, err
+}
+
+// unpackedKernel returns the ELF image inside a bzImage, which boots faster, from
+// the cache; or the image as it is if it cannot be unpacked.
+func unpackedKernel(store cache, path string) (string, error) {
+	if runtime.GOARCH != "amd64" {
+		return path, nil
+	}
+	key, err := fileKey(path)
+	if err != nil {
+		return "", fmt.Errorf("kernel: %w", err)
+	}
+	unpacked, err := store.get("vmlinux-"+key, func(f *os.File) error {
+		image, err := os.ReadFile(path)
+		if err != nil {
+			return err
+		}
+		return microvm.UnpackKernel(f, image)
+	})
+	if errors.Is(err, sys.ErrUnsupported) {
+		return path, nil
+	}
+	return unpacked, err
+}
+
+// fileKey names a file by what changes when its contents do: hashing a kernel
+// every time would take longer than finding it.
+func fileKey(path string) (string, error) {
+	path, err := filepath.Abs(path)
+	if err != nil {
+		return "", err
+	}
+	var st unix.Stat_t
+	if err := unix.Stat(path, &st); err != nil {
+		return "", &os.PathError{Op: "stat", Path: path, Err: err}
+	}
+	h := sha256.New()
+	fmt.Fprintf(h, "%q %d %d %d %d %d %d", path, st.Dev, st.Ino, st.Size, st.Mtim.Nano(), st.Ctim.Nano(), st.Mode)
+	return hex.EncodeToString(h.Sum(nil)[:12]), nil
 }
 
 // initramfsConfig is the image for a kernel: with the modules it needs, or
@@ -86,7 +137,22 @@ func (o guestOptions) initramfsConfig(release string) (initramfs.Config, error) 
 	}
 	c.KernelRelease = release
 	c.Modules, c.LateModules = initramfs.DefaultModules(), initramfs.DefaultLateModules()
+	if o.needs != nil {
+		c.LateModules = o.needs
+	}
+	c.StripSignatures = !enforcesSignatures(release)
 	return c, nil
+}
+
+// enforcesSignatures reports whether a kernel may refuse modules without
+// signatures. The image is ours and the guest trusts it, so checking them would
+// only cost time.
+func enforcesSignatures(release string) bool {
+	config, err := os.ReadFile("/boot/config-" + release)
+	if err != nil {
+		return true // who knows
+	}
+	return bytes.Contains(config, []byte("\nCONFIG_MODULE_SIG_FORCE=y\n"))
 }
 
 // findDaemon returns the vminitd beside this program.
@@ -105,7 +171,7 @@ func findDaemon() (string, error) {
 // imageKey names an image by the contents of all that goes into it.
 func imageKey(c initramfs.Config) (string, error) {
 	h := sha256.New()
-	fmt.Fprintf(h, "vminit initramfs 1\n%q %q\n", c.KernelRelease, c.Compression)
+	fmt.Fprintf(h, "vminit initramfs 2\n%q %q %t\n", c.KernelRelease, c.Compression, c.StripSignatures)
 	if err := hashFile(h, c.Init); err != nil {
 		return "", err
 	}

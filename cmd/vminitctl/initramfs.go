@@ -15,6 +15,7 @@ import (
 func newInitramfsCommand(g *globals) *cobra.Command {
 	var o guestOptions
 	var output, compression, release string
+	var strip bool
 	var modules, late, add []string
 	cmd := &cobra.Command{
 		Use:   "initramfs",
@@ -29,7 +30,7 @@ The same inputs give the same bytes. No privileges are needed.`,
 			if err != nil {
 				return fmt.Errorf("initramfs: %w", err)
 			}
-			c.Compression = compression
+			c.Compression, c.StripSignatures = compression, strip
 			if cmd.Flags().Changed("modules") {
 				c.Modules = modules
 			}
@@ -64,6 +65,7 @@ The same inputs give the same bytes. No privileges are needed.`,
 	f.StringSliceVar(&modules, "modules", nil, "modules to load before serving; ? after a name: if there is one")
 	f.StringSliceVar(&late, "late-modules", nil, "modules to load while serving")
 	f.StringArrayVar(&add, "add", nil, "put a file or directory in, SRC:DST")
+	f.BoolVar(&strip, "strip-signatures", false, "leave out the modules' signatures, which take long to check; kernels that enforce them refuse to load such modules")
 	f.StringVar(&compression, "compression", initramfs.Zstd, "zstd, gzip or none")
 	return cmd
 }

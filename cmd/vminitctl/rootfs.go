@@ -83,6 +83,14 @@ var readOnlyOptions = map[string][]string{
 	rootimage.XFS:      {"ro", "norecovery", "nouuid"},
 }
 
+// fileSystemModule is the module of a file system that goes by another name.
+func fileSystemModule(fsType string) string {
+	if fsType == rootimage.ISO9660 {
+		return "isofs"
+	}
+	return fsType
+}
+
 // bundleDir is where the guest keeps bundles, WIRE.md section 2.
 const bundleDir = "/run/bundles"
 

@@ -36,14 +36,14 @@ func (w *workplace) open(ctx context.Context) error {
 		return w.openShared(ctx)
 	}
 	c := w.container
-	c.progress.say("preparing the guest")
-	end := c.timeline.begin("guest image")
-	files, err := w.options.files()
-	end()
+	if err := w.openRoot(ctx); err != nil {
+		return err
+	}
+	files, err := w.guestFiles()
 	if err != nil {
 		return err
 	}
-	if err := w.prepare(ctx, why9pIsMissing(files.Release)); err != nil {
+	if err := w.openShares(ctx, why9pIsMissing(files.Release)); err != nil {
 		return err
 	}
 	config, err := w.options.machineOptions.config(files, w.globals.debug, w.globals.logger())
@@ -75,7 +75,10 @@ func (w *workplace) openShared(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := w.prepare(ctx, "the VM has booted already, without it"); err != nil {
+	if err := w.openRoot(ctx); err != nil {
+		return err
+	}
+	if err := w.openShares(ctx, "the VM has booted already, without it"); err != nil {
 		return err
 	}
 	if w.guest, err = otherGuest(ctx, in); err != nil {
@@ -89,17 +92,39 @@ func (w *workplace) openShared(ctx context.Context) error {
 	return w.furnish(w.plugged.Numbers())
 }
 
-// prepare makes images of what the guest is to see.
-func (w *workplace) prepare(ctx context.Context, no9p string) (err error) {
+// openRoot makes an image of the root file system, and completes the process
+// with what can be looked up in it.
+func (w *workplace) openRoot(ctx context.Context) (err error) {
 	c := w.container
 	defer c.timeline.begin("root file system image")()
 	if w.root, err = openImage(ctx, w.rootfs, c.progress); err != nil {
 		return err
 	}
-	if w.shares, err = prepareShares(ctx, w.options.mounts, no9p, c.progress); err != nil {
-		return err
-	}
 	return w.options.process.apply(c.spec.Process, w.root.users)
+}
+
+// openShares makes images of what is shared, unless 9p can carry it.
+func (w *workplace) openShares(ctx context.Context, no9p string) (err error) {
+	if len(w.options.mounts) == 0 {
+		return nil
+	}
+	c := w.container
+	defer c.timeline.begin("images of shares")()
+	w.shares, err = prepareShares(ctx, w.options.mounts, no9p, c.progress)
+	return err
+}
+
+// guestFiles is a guest with no more modules than this container needs.
+func (w *workplace) guestFiles() (guestFiles, error) {
+	c := w.container
+	c.progress.say("preparing the guest")
+	defer c.timeline.begin("guest image")()
+	o := w.options.guestOptions
+	o.needs = []string{"virtio_blk", fileSystemModule(w.root.fsType), "overlay"}
+	if len(w.options.mounts) > 0 {
+		o.needs = append(o.needs, "erofs", "9p?", "9pnet_virtio?")
+	}
+	return o.files()
 }
 
 // disks are the images for the guest, that of the root file system first.

@@ -66,10 +66,13 @@ func commandLine(c Config, w wiring) []string {
 }
 
 // kernelCommandLine is what the guest's kernel gets. panic=-1 makes a panic an
-// immediate reset, which -no-reboot turns into the end of QEMU.
+// immediate reset, which -no-reboot turns into the end of QEMU. The last two
+// save 0.3 and 0.1 s of a boot under TCG: no self-tests of ciphers, and with
+// one processor no rewriting of every locked instruction.
 func kernelCommandLine(c Config, w wiring) string {
 	params := []string{
 		"console=" + w.arch.console, "quiet", "loglevel=3", "panic=-1", "net.ifnames=0", "cgroup_no_v1=all",
+		"cryptomgr.notests", "noreplace-smp",
 	}
 	params = append(params, c.Params...)
 	flags := c.Flags
