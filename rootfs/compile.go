@@ -196,15 +196,15 @@ func (c *Compiler) rootPath() string {
 // setAttributes changes a mount, or with AT_RECURSIVE in flags all below it
 // too (mount_setattr(2), Linux 5.12). The atime flags are one field, which can
 // only be cleared as a whole.
-func (c *Compiler) setAttributes(r nsexec.Reg, set, clr, flags uint64) {
+func (c *Compiler) setAttributes(r nsexec.Reg, set, clr, flags uint64) nsexec.Insn {
 	if set&unix.MOUNT_ATTR__ATIME != 0 {
 		clr |= unix.MOUNT_ATTR__ATIME
 	}
-	c.mountSetattr(r, flags, set, clr, 0)
+	return c.mountSetattr(r, flags, set, clr, 0)
 }
 
-func (c *Compiler) mountSetattr(r nsexec.Reg, flags, set, clr, propagation uint64) {
-	c.p.Call(unix.SYS_MOUNT_SETATTR, r.Arg(), c.p.Str(""), nsexec.Int(unix.AT_EMPTY_PATH|flags), c.p.Words(set, clr, propagation, 0), nsexec.Int(unix.MOUNT_ATTR_SIZE_VER0))
+func (c *Compiler) mountSetattr(r nsexec.Reg, flags, set, clr, propagation uint64) nsexec.Insn {
+	return c.p.Call(unix.SYS_MOUNT_SETATTR, r.Arg(), c.p.Str(""), nsexec.Int(unix.AT_EMPTY_PATH|flags), c.p.Words(set, clr, propagation, 0), nsexec.Int(unix.MOUNT_ATTR_SIZE_VER0))
 }
 
 // propagate sets the propagation of a mount to MS_* flags.

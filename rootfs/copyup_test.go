@@ -185,7 +185,7 @@ func TestCopyUpWhileSwapped(t *testing.T) {
 			}
 		}
 	}()
-	for range 50 {
+	for range 15 {
 		dst := t.TempDir()
 		require.NoError(t, copyDirs(t, src, dst, ownerAndMode{}))
 		require.NoError(t, filepath.WalkDir(dst, func(name string, _ os.DirEntry, err error) error {

@@ -122,15 +122,19 @@ func (c *Compiler) bind(e *entry) {
 	} else {
 		c.openSource(e)
 	}
-	c.setTree(e)
+	if e.set|e.clr != 0 {
+		c.setUnlocked(e, c.setAttributes(c.tree, e.set, e.clr, 0))
+	}
 	c.open(inside(e.Destination), openFlags{dir: isDir})
 	c.attach(e)
 }
 
-// setTree gives the detached mount the attributes of the options.
-func (c *Compiler) setTree(e *entry) {
-	if e.set|e.clr != 0 {
-		c.setAttributes(c.tree, e.set, e.clr, 0)
+// setUnlocked explains why attributes cannot be set in a user namespace.
+func (c *Compiler) setUnlocked(e *entry, set nsexec.Insn) {
+	if c.owns(unix.CLONE_NEWUSER) {
+		c.p.IfError(set.Ignore(unix.EPERM), func() {
+			c.p.FailWith(unix.EPERM, "mount "+e.Destination+": in a user namespace, options cannot take away ro, nosuid, nodev, noexec from a mount of the guest, nor change its atime options")
+		})
 	}
 }
 
@@ -138,7 +142,7 @@ func (c *Compiler) setTree(e *entry) {
 func (c *Compiler) attach(e *entry) {
 	c.checkDestination(e)
 	if e.rset|e.rclr != 0 {
-		c.setAttributes(c.tree, e.rset, e.rclr, unix.AT_RECURSIVE)
+		c.setUnlocked(e, c.setAttributes(c.tree, e.rset, e.rclr, unix.AT_RECURSIVE))
 	}
 	c.moveMount()
 	for _, f := range e.propagation {

@@ -34,10 +34,15 @@ var attrOptions = map[string]attrOption{
 	"noexec": {unix.MOUNT_ATTR_NOEXEC, 0}, "exec": {0, unix.MOUNT_ATTR_NOEXEC},
 	"nodiratime": {unix.MOUNT_ATTR_NODIRATIME, 0}, "diratime": {0, unix.MOUNT_ATTR_NODIRATIME},
 	"nosymfollow": {unix.MOUNT_ATTR_NOSYMFOLLOW, 0}, "symfollow": {0, unix.MOUNT_ATTR_NOSYMFOLLOW},
-	"relatime": {unix.MOUNT_ATTR_RELATIME, unix.MOUNT_ATTR__ATIME}, "norelatime": {unix.MOUNT_ATTR_STRICTATIME, unix.MOUNT_ATTR__ATIME},
-	"strictatime": {unix.MOUNT_ATTR_STRICTATIME, unix.MOUNT_ATTR__ATIME}, "nostrictatime": {unix.MOUNT_ATTR_RELATIME, unix.MOUNT_ATTR__ATIME},
 	"noatime": {unix.MOUNT_ATTR_NOATIME, unix.MOUNT_ATTR__ATIME}, "atime": {unix.MOUNT_ATTR_RELATIME, unix.MOUNT_ATTR__ATIME},
+	"strictatime": {unix.MOUNT_ATTR_STRICTATIME, unix.MOUNT_ATTR__ATIME}, "nostrictatime": {unix.MOUNT_ATTR_RELATIME, unix.MOUNT_ATTR__ATIME},
+	// relatime is what the kernel does unless told otherwise, so also without it.
+	"relatime": {unix.MOUNT_ATTR_RELATIME, unix.MOUNT_ATTR__ATIME}, "norelatime": {unix.MOUNT_ATTR_RELATIME, unix.MOUNT_ATTR__ATIME},
+	// mount(8): these imply others, unless later options say otherwise.
+	"user": {implied | unix.MOUNT_ATTR_NOEXEC, 0}, "users": {implied | unix.MOUNT_ATTR_NOEXEC, 0}, "owner": {implied, 0}, "group": {implied, 0},
 }
+
+const implied = unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV
 
 var propagationOptions = map[string]uint64{
 	"private": unix.MS_PRIVATE, "slave": unix.MS_SLAVE, "shared": unix.MS_SHARED, "unbindable": unix.MS_UNBINDABLE,
@@ -47,8 +52,12 @@ var propagationOptions = map[string]uint64{
 // superOptions are flags every superblock knows (fs/fs_context.c).
 var superOptions = []string{"sync", "async", "dirsync", "lazytime", "nolazytime", "mand", "nomand"}
 
-// ignoredOptions say nothing to a kernel of today.
-var ignoredOptions = []string{"defaults", "silent", "loud", "iversion", "noiversion", "auto", "noauto", "nofail", "user", "nouser"}
+// ignoredOptions say nothing to a kernel of today, or are for mount(8) alone.
+var ignoredOptions = []string{"defaults", "silent", "loud", "iversion", "noiversion", "auto", "noauto", "nofail", "_netdev", "nouser", "nousers", "noowner", "nogroup"}
+
+func ignored(opt string) bool {
+	return slices.Contains(ignoredOptions, opt) || strings.HasPrefix(opt, "x-") || strings.HasPrefix(opt, "X-") || strings.HasPrefix(opt, "comment=")
+}
 
 func parseOptions(options []string) (mountOptions, error) {
 	var o mountOptions
@@ -60,7 +69,7 @@ func parseOptions(options []string) (mountOptions, error) {
 			}
 			continue
 		}
-		if a, ok := attrOptions[strings.TrimPrefix(opt, "r")]; ok && opt[0] == 'r' {
+		if a, ok := recursiveOption(opt); ok {
 			o.rset, o.rclr = o.rset&^a.clr|a.set, o.rclr&^a.set|a.clr
 			continue
 		}
@@ -81,12 +90,42 @@ func parseOptions(options []string) (mountOptions, error) {
 			o.idmap, o.ridmap = true, opt == "ridmap"
 		case slices.Contains(superOptions, opt):
 			o.super = append(o.super, opt)
-		case slices.Contains(ignoredOptions, opt):
+		case ignored(opt):
 		case opt == "" || strings.ContainsAny(opt, "\x00\n"):
 			return o, sys.Invalidf("option %q", opt)
 		default:
-			o.data = append(o.data, opt)
+			o.data = append(o.data, splitData(opt)...)
 		}
 	}
 	return o, nil
+}
+
+// splitData takes an option apart that is several, as mount(2) would: at
+// commas, but not inside quotes (SELinux contexts) or after a backslash
+// (overlay). The quotes go, fsconfig(2) wants none.
+func splitData(opt string) []string {
+	var parts []string
+	var part strings.Builder
+	quoted, escaped := false, false
+	for _, r := range []byte(opt) {
+		switch {
+		case r == '"' && !escaped:
+			quoted = !quoted
+			continue
+		case r == ',' && !quoted && !escaped:
+			parts = append(parts, part.String())
+			part.Reset()
+			continue
+		}
+		escaped = r == '\\' && !escaped
+		part.WriteByte(r)
+	}
+	return slices.DeleteFunc(append(parts, part.String()), func(s string) bool { return s == "" })
+}
+
+// recursiveOption: "rnosuid" and so on.
+func recursiveOption(opt string) (attrOption, bool) {
+	short, ok := strings.CutPrefix(opt, "r")
+	a, known := attrOptions[short]
+	return a, ok && known && a.set&implied != implied
 }
