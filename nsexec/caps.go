@@ -2,6 +2,8 @@ package nsexec
 
 import (
 	"encoding/binary"
+	"fmt"
+	"math"
 	"strings"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
@@ -38,19 +40,69 @@ next:
 // capSets are the five sets of a process.
 type capSets struct{ bounding, effective, permitted, inheritable, ambient uint64 }
 
-func parseCaps(c *specs.LinuxCapabilities) (s capSets, unknown []string) {
+// parseCaps reads them. What nobody knows, what is not in grantable and what the
+// kernel would refuse is left out with a warning, as the spec has it.
+func parseCaps(c *specs.LinuxCapabilities, grantable uint64) (s capSets, warnings []string) {
 	if c == nil { // no capabilities in the spec means none for the process
 		return s, nil
 	}
+	warn := func(set string, names []string, why string) {
+		for _, name := range names {
+			warnings = append(warnings, "process.capabilities."+set+": "+name+" is left out: "+why)
+		}
+	}
 	for _, x := range []struct {
 		set   *uint64
+		field string
 		names []string
-	}{{&s.bounding, c.Bounding}, {&s.effective, c.Effective}, {&s.permitted, c.Permitted}, {&s.inheritable, c.Inheritable}, {&s.ambient, c.Ambient}} {
-		mask, bad := capSet(x.names)
-		*x.set = mask
-		unknown = append(unknown, bad...)
+	}{
+		{&s.bounding, "bounding", c.Bounding}, {&s.effective, "effective", c.Effective}, {&s.permitted, "permitted", c.Permitted},
+		{&s.inheritable, "inheritable", c.Inheritable}, {&s.ambient, "ambient", c.Ambient},
+	} {
+		mask, unknown := capSet(x.names)
+		warn(x.field, unknown, "there is no such capability")
+		warn(x.field, capList(mask&^grantable), "the daemon does not have it to give")
+		*x.set = mask & grantable
 	}
-	return s, unknown
+	// What the kernel would refuse (capabilities(7), "Programmatically adjusting
+	// capability sets"; PR_CAP_AMBIENT_RAISE in prctl(2)).
+	for _, x := range []struct {
+		set    *uint64
+		field  string
+		within uint64
+		why    string
+	}{
+		{&s.effective, "effective", s.permitted, "it is not permitted"},
+		{&s.inheritable, "inheritable", s.bounding, "it is not in the bounding set"},
+		{&s.ambient, "ambient", s.permitted & s.inheritable, "it is not both permitted and inheritable"},
+	} {
+		warn(x.field, capList(*x.set&^x.within), x.why)
+		*x.set &= x.within
+	}
+	return s, warnings
+}
+
+// capList names the capabilities of a mask.
+func capList(mask uint64) (names []string) {
+	for i, n := range capNames {
+		if mask>>i&1 != 0 {
+			names = append(names, "CAP_"+n)
+		}
+	}
+	return names
+}
+
+// Capabilities returns the names of all capabilities we know.
+func Capabilities() []string { return capList(math.MaxUint64) }
+
+// heldCapabilities are those this process may pass on (capget(2)).
+func heldCapabilities() (uint64, error) {
+	hdr := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var data [2]unix.CapUserData
+	if err := unix.Capget(&hdr, &data[0]); err != nil {
+		return 0, fmt.Errorf("look at our own capabilities: %w", err)
+	}
+	return uint64(data[1].Permitted)<<32 | uint64(data[0].Permitted), nil
 }
 
 // dropBounding removes what the bounding set does not name, while the child
@@ -76,8 +128,7 @@ func (p *Program) setCaps(s capSets) {
 	p.Call(unix.SYS_PRCTL, Int(unix.PR_CAP_AMBIENT), Int(unix.PR_CAP_AMBIENT_CLEAR_ALL), Int(0), Int(0), Int(0))
 	for c := range capNames {
 		if s.ambient>>c&1 != 0 {
-			// As runc and crun: one that is not permitted and inheritable is left out.
-			p.Call(unix.SYS_PRCTL, Int(unix.PR_CAP_AMBIENT), Int(unix.PR_CAP_AMBIENT_RAISE), Int(c), Int(0), Int(0)).Ignore(unix.EPERM, unix.EINVAL)
+			p.Call(unix.SYS_PRCTL, Int(unix.PR_CAP_AMBIENT), Int(unix.PR_CAP_AMBIENT_RAISE), Int(c), Int(0), Int(0)).Ignore(unix.EINVAL) // not known to this kernel
 		}
 	}
 }

@@ -19,15 +19,21 @@ type Seccomp struct {
 // Finish says how a program ends.
 type Finish struct {
 	Process *specs.Process
+	Limits  Limits   // of the process; the zero value if its parent sets them at the gate
 	Gate    string   // name of a gate right before the program is loaded, "" for none
 	Keyring string   // name of a new session keyring, "" to keep the daemon's
 	Seccomp *Seccomp // nil: unconfined
+	// Grantable are the capabilities the process can be given, as bits.
+	Grantable uint64
+	// Home becomes HOME if the environment has none, or an empty one, and this
+	// is not empty. It can be changed at the gate (SetHome).
+	Home string
 }
 
 // Finished is what is to be known about the end of a program.
 type Finished struct {
-	Gate        GateID   // the one named by Finish.Gate
-	UnknownCaps []string // capabilities that nobody knows, to be warned about
+	Gate     GateID // the one named by Finish.Gate
+	Warnings []string
 }
 
 // Finish turns the child into the user's process: resource limits, identity,
@@ -38,13 +44,13 @@ type Finished struct {
 // without noNewPrivileges the filter needs CAP_SYS_ADMIN, so it comes early.
 func (p *Program) Finish(f Finish) (done Finished) {
 	proc := f.Process
-	caps, unknown := parseCaps(proc.Capabilities)
-	done.UnknownCaps = unknown
+	caps, warnings := parseCaps(proc.Capabilities, f.Grantable)
+	done.Warnings = warnings
 	if f.Keyring != "" {
 		p.Step("join a new session keyring")
 		p.Call(unix.SYS_KEYCTL, Int(unix.KEYCTL_JOIN_SESSION_KEYRING), p.Str(f.Keyring)).Ignore(unix.ENOSYS)
 	}
-	p.setRlimits(proc.Rlimits)
+	p.setLimits(f.Limits)
 	p.dropBounding(caps)
 	nocwd := p.changeDir(proc.Cwd)
 	if !proc.NoNewPrivileges {
@@ -63,7 +69,7 @@ func (p *Program) Finish(f Finish) (done Finished) {
 	if proc.NoNewPrivileges {
 		p.loadSeccomp(f.Seccomp)
 	}
-	p.exec(proc.Args, proc.Env)
+	p.exec(proc.Args, proc.Env, f.Home)
 	return done
 }
 
@@ -134,12 +140,12 @@ const defaultPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bi
 
 // exec loads the user's program, looking it up like execvp(3): every candidate
 // in turn, and only when there was none, the reason.
-func (p *Program) exec(args, env []string) {
+func (p *Program) exec(args, env []string, home string) {
 	if len(args) == 0 || args[0] == "" {
 		p.Fail(sys.Invalidf("process.args is empty"))
 		return
 	}
-	argv, envp := p.StrVec(args), p.StrVec(env)
+	argv, envp := p.StrVec(args), p.environ(env, home)
 	p.Step("close file descriptors and unblock signals")
 	p.Call(unix.SYS_CLOSE_RANGE, Int(3), Int(uint32(math.MaxUint32)), Int(unix.CLOSE_RANGE_CLOEXEC))
 	p.Call(unix.SYS_RT_SIGPROCMASK, Int(2), p.Words(0, 0), Nil, Int(8))

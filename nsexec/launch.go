@@ -3,6 +3,7 @@ package nsexec
 import (
 	"cmp"
 	"fmt"
+	"math"
 	"os"
 	"slices"
 	"sync"
@@ -15,7 +16,8 @@ import (
 
 // Launcher makes children and knows those that live. One per daemon.
 type Launcher struct {
-	self int // our own pidfd, for coming back from a container's pid namespace
+	self int    // our own pidfd, for coming back from a container's pid namespace
+	caps uint64 // capabilities that we can pass on
 
 	fork sync.RWMutex // read: a clone3 and its entry in children; write: looking at zombies, heap
 	heap dontFork
@@ -33,7 +35,12 @@ func NewLauncher() (*Launcher, error) {
 	if err != nil {
 		return nil, fmt.Errorf("pidfd_open of ourselves (needs Linux 5.7 for clone3 with CLONE_INTO_CGROUP): %w", err)
 	}
-	return &Launcher{self: self, children: map[int]*Process{}}, nil
+	caps, err := heldCapabilities()
+	if err != nil {
+		unix.Close(self)
+		return nil, err
+	}
+	return &Launcher{self: self, caps: caps, children: map[int]*Process{}}, nil
 }
 
 // NewProgram returns an empty program that gives its memory back to the
@@ -86,6 +93,15 @@ func (p *Program) recycle() {
 	}
 	l.mu.Unlock()
 	p.Close()
+}
+
+// Capabilities returns those a child can be given, as bits. In a user namespace
+// of its own it has all of them. A nil Launcher has them, too.
+func (l *Launcher) Capabilities() uint64 {
+	if l == nil {
+		return math.MaxUint64
+	}
+	return l.caps
 }
 
 // Children returns how many children are alive or not yet reaped.

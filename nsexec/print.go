@@ -145,10 +145,8 @@ func (p *Program) value(kind byte, v uint64) string {
 	if t, ok := flagTables[kind]; ok {
 		return decodeFlags(v, t)
 	}
-	for _, f := range valueTables[kind] {
-		if f.bits == v {
-			return f.name
-		}
+	if name := nameOf(v, valueTables[kind]); name != "" {
+		return name
 	}
 	switch {
 	case v == 0:
@@ -166,6 +164,11 @@ func (p *Program) value(kind byte, v uint64) string {
 	case 'a':
 		return fmt.Sprintf("{attr_set=%s, attr_clr=%s, propagation=%s, userns_fd=%d}",
 			decodeFlags(word(mem), mountAttrs), decodeFlags(word(mem[8:]), mountAttrs), decodeFlags(word(mem[16:]), mountFlags), word(mem[24:]))
+	case 'c':
+		return fmt.Sprintf("{flags=%s, pidfd=%s, parent_tid=%s}", decodeFlags(word(mem), cloneFlags), p.value('p', word(mem[8:])), p.value('p', word(mem[24:])))
+	case 'q':
+		return fmt.Sprintf("{policy=%s, flags=%s, nice=%d, priority=%d, runtime=%d, deadline=%d, period=%d}", decodeValue(word(mem)>>32, schedPolicies),
+			decodeFlags(word(mem[8:]), schedFlags), int32(word(mem[16:])), word(mem[16:])>>32, word(mem[24:]), word(mem[32:]), word(mem[40:]))
 	case 'l':
 		return fmt.Sprintf("{soft=%d, hard=%d}", word(mem), word(mem[8:]))
 	case 'w':
@@ -200,6 +203,34 @@ func quote(mem []byte) string {
 		}
 	}
 	return fmt.Sprintf("%q", mem)
+}
+
+// nameOf returns the name of a number, "" if it has none.
+func nameOf(v uint64, table []flagName) string {
+	for _, f := range table {
+		if f.bits == v {
+			return f.name
+		}
+	}
+	return ""
+}
+
+// decodeValue prints a number by its name, if it has one.
+func decodeValue(v uint64, table []flagName) string {
+	if name := nameOf(v, table); name != "" {
+		return name
+	}
+	return fmt.Sprintf("%#x", v)
+}
+
+// lookup finds a number by its name.
+func lookup(table []flagName, name string) (uint64, bool) {
+	for _, f := range table {
+		if f.name == name {
+			return f.bits, true
+		}
+	}
+	return 0, false
 }
 
 func decodeFlags(v uint64, table []flagName) string {

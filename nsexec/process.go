@@ -114,7 +114,9 @@ func (p *Process) reap(flags int) (bool, error) {
 	}
 	p.reaped = true
 	p.owner.mu.Lock()
-	delete(p.owner.children, p.pid)
+	if p.owner.children[p.pid] == p {
+		delete(p.owner.children, p.pid)
+	}
 	p.owner.mu.Unlock()
 	close(p.done)
 	return true, err
@@ -136,6 +138,19 @@ func (p *Process) Signal(sig syscall.Signal) error {
 		return fmt.Errorf("send %s to process %d: %w", unix.SignalName(sig), p.pid, err)
 	}
 	return nil
+}
+
+// WhileAlive runs f, which should be short, with the process's pid. Until it
+// returns the process is not reaped, so that the pid cannot become another's:
+// it is for what the kernel offers by pid only. A process that has ended gives
+// os.ErrProcessDone.
+func (p *Process) WhileAlive(f func(pid int) error) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.reaped {
+		return os.ErrProcessDone
+	}
+	return f(p.pid)
 }
 
 // Pidfd returns the process's pidfd. It stays the Process's and is valid until

@@ -87,6 +87,7 @@ type Program struct {
 	// scratch is the register for short-lived fds, see tmp.
 	scratch Reg
 	home    *Launcher // takes the memory back, may be nil
+	homeVar Arg       // the value of HOME, if we gave it
 	err     error
 }
 
@@ -366,10 +367,10 @@ func (p *Program) Bytes(b []byte) Arg {
 	return a
 }
 
-// Buffer reserves n zero bytes.
+// Buffer reserves n zero bytes. They are not touched: what the child does not
+// use of them costs no memory.
 func (p *Program) Buffer(n int) Arg {
-	a, m := p.alloc(n)
-	clear(m)
+	a, _ := p.alloc(n)
 	return a
 }
 

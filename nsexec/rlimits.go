@@ -1,6 +1,7 @@
 package nsexec
 
 import (
+	"fmt"
 	"strings"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
@@ -18,25 +19,48 @@ var rlimits = []flagName{
 	{unix.RLIMIT_MSGQUEUE, "RLIMIT_MSGQUEUE"}, {unix.RLIMIT_NICE, "RLIMIT_NICE"}, {unix.RLIMIT_RTPRIO, "RLIMIT_RTPRIO"}, {unix.RLIMIT_RTTIME, "RLIMIT_RTTIME"},
 }
 
-func (p *Program) setRlimits(limits []specs.POSIXRlimit) {
-	seen := map[string]bool{}
+// rlimit is one entry of process.rlimits.
+type rlimit struct {
+	resource   int
+	soft, hard uint64
+}
+
+func parseRlimits(limits []specs.POSIXRlimit) ([]rlimit, error) {
+	if len(limits) == 0 {
+		return nil, nil
+	}
+	seen := uint64(0)
+	list := make([]rlimit, 0, len(limits))
 	for _, l := range limits {
-		name := strings.ToUpper(l.Type)
-		if seen[name] {
-			p.Fail(sys.Invalidf("process.rlimits: %s is given twice", l.Type))
+		n, ok := lookup(rlimits, strings.ToUpper(l.Type))
+		switch {
+		case !ok:
+			return nil, sys.Invalidf("process.rlimits: unknown type %q", l.Type)
+		case seen>>n&1 != 0:
+			return nil, sys.Invalidf("process.rlimits: %s is given twice", l.Type)
+		case l.Soft > l.Hard:
+			return nil, sys.Invalidf("process.rlimits: %s has a soft limit of %d, above the hard one of %d", l.Type, l.Soft, l.Hard)
 		}
-		seen[name] = true
-		p.Step("set %s to soft %d, hard %d", name, l.Soft, l.Hard)
-		p.Call(unix.SYS_PRLIMIT64, Int(0), Int(p.rlimit(name)), p.Words(l.Soft, l.Hard), Nil)
+		seen |= 1 << n
+		list = append(list, rlimit{int(n), l.Soft, l.Hard})
+	}
+	return list, nil
+}
+
+// setRlimits has the child set its own limits.
+func (p *Program) setRlimits(list []rlimit) {
+	for _, l := range list {
+		p.Step("set %s to soft %d, hard %d", decodeValue(uint64(l.resource), rlimits), l.soft, l.hard)
+		p.Call(unix.SYS_PRLIMIT64, Int(0), Int(l.resource), p.Words(l.soft, l.hard), Nil)
 	}
 }
 
-func (p *Program) rlimit(name string) uint64 {
-	for _, r := range rlimits {
-		if r.name == name {
-			return r.bits
+// setRlimitsOf sets those of another process (prlimit(2), Linux 2.6.36).
+func setRlimitsOf(pid int, list []rlimit) error {
+	for _, l := range list {
+		if err := unix.Prlimit(pid, l.resource, &unix.Rlimit{Cur: l.soft, Max: l.hard}, nil); err != nil {
+			return fmt.Errorf("set %s to soft %d, hard %d: %w", decodeValue(uint64(l.resource), rlimits), l.soft, l.hard, err)
 		}
 	}
-	p.Fail(sys.Invalidf("process.rlimits: unknown type %q", name))
-	return 0
+	return nil
 }

@@ -9,7 +9,9 @@ import (
 // syscallSig is a syscall's name and, one letter each, how its arguments print:
 //
 //	d number   f fd   o octal   s string   v string vector   p address   g signal
-//	h open_how   a mount_attr   l rlimit   w two words   and the flag tables below
+//	h open_how   a mount_attr   l rlimit   w two words   c clone_args   q sched_attr
+//
+// and the flag tables below.
 type syscallSig struct {
 	nr   uint32
 	name string
@@ -19,6 +21,7 @@ type syscallSig struct {
 var signatures = [...]syscallSig{
 	{unix.SYS_CAPSET, "capset", "pp"},
 	{unix.SYS_CHDIR, "chdir", "s"},
+	{unix.SYS_CLONE3, "clone3", "cd"},
 	{unix.SYS_CLOSE, "close", "f"},
 	{unix.SYS_CLOSE_RANGE, "close_range", "ddd"},
 	{unix.SYS_DUP3, "dup3", "ffO"},
@@ -48,13 +51,14 @@ var signatures = [...]syscallSig{
 	{unix.SYS_OPENAT2, "openat2", "fshd"},
 	{unix.SYS_OPEN_TREE, "open_tree", "fsT"},
 	{unix.SYS_PERSONALITY, "personality", "d"},
+	{unix.SYS_PPOLL, "ppoll", "pdppd"},
 	{unix.SYS_PIVOT_ROOT, "pivot_root", "ss"},
 	{unix.SYS_PRCTL, "prctl", "Pdddd"},
 	{unix.SYS_PRLIMIT64, "prlimit64", "dRlp"},
 	{unix.SYS_READ, "read", "fpd"},
 	{unix.SYS_RT_SIGPROCMASK, "rt_sigprocmask", "dwpd"},
 	{unix.SYS_SCHED_SETAFFINITY, "sched_setaffinity", "ddp"},
-	{unix.SYS_SCHED_SETATTR, "sched_setattr", "dpd"},
+	{unix.SYS_SCHED_SETATTR, "sched_setattr", "dqd"},
 	{unix.SYS_SECCOMP, "seccomp", "ddp"},
 	{unix.SYS_SETDOMAINNAME, "setdomainname", "sd"},
 	{unix.SYS_SETGROUPS, "setgroups", "dp"},
@@ -120,6 +124,7 @@ var (
 		{unix.CLONE_NEWNS, "CLONE_NEWNS"}, {unix.CLONE_NEWPID, "CLONE_NEWPID"}, {unix.CLONE_NEWIPC, "CLONE_NEWIPC"}, {unix.CLONE_NEWUTS, "CLONE_NEWUTS"},
 		{unix.CLONE_NEWNET, "CLONE_NEWNET"}, {unix.CLONE_NEWUSER, "CLONE_NEWUSER"}, {unix.CLONE_NEWCGROUP, "CLONE_NEWCGROUP"}, {unix.CLONE_NEWTIME, "CLONE_NEWTIME"},
 		{unix.CLONE_PIDFD, "CLONE_PIDFD"}, {unix.CLONE_CLEAR_SIGHAND, "CLONE_CLEAR_SIGHAND"}, {unix.CLONE_INTO_CGROUP, "CLONE_INTO_CGROUP"},
+		{unix.CLONE_PARENT, "CLONE_PARENT"}, {unix.CLONE_PARENT_SETTID, "CLONE_PARENT_SETTID"},
 	}
 	openFlags = []flagName{
 		{unix.O_PATH, "O_PATH"}, {unix.O_DIRECTORY, "O_DIRECTORY"}, {unix.O_NOFOLLOW, "O_NOFOLLOW"}, {unix.O_CLOEXEC, "O_CLOEXEC"}, {unix.O_RDWR, "O_RDWR"},

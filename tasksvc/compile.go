@@ -1,7 +1,9 @@
 package tasksvc
 
 import (
+	"cmp"
 	"maps"
+	"math"
 	"slices"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
@@ -12,16 +14,28 @@ import (
 	"vminit/rootfs"
 )
 
-// plan is a compiled launch and what has to be bound to it before it runs.
+// plan is a compiled launch and what has to be done for it while it runs.
 type plan struct {
 	program  *nsexec.Program
+	clone    uint64 // namespaces the child is born with, CLONE_NEW* flags
 	stdio    nsexec.Stdio
 	tty      nsexec.Reg            // the pty's master at the last gate, if terminal
 	terminal bool                  //
 	files    map[nsexec.Reg]uint64 // inputs that are namespace files, by clone flag
+	procs    nsexec.Reg            // input for cgroup.procs: the child is born outside its cgroup
 	gates    map[nsexec.GateID]attend
 	last     nsexec.GateID // the gate before the user's program
+	gated    bool          // there is one
+	home     bool          // HOME is to be looked up at the last gate
+	outside  *outside      // what the parent sets at the last gate
 	warnings []string
+}
+
+// outside are the settings of a process in a user namespace that only its
+// parent may make.
+type outside struct {
+	limits   nsexec.Limits
+	oomScore *int
 }
 
 // attend is what the parent does for a child that waits at a gate.
@@ -36,8 +50,11 @@ func (pl *plan) gate(name string, do attend) {
 }
 
 const (
-	gateIDMaps   = "idmaps"
+	gateUser     = "user namespace"
+	gateTime     = "time offsets"
+	gateNetwork  = "network devices"
 	gateTerminal = "terminal"
+	gateLimits   = "limits"
 	gateStart    = "start"
 )
 
@@ -48,27 +65,33 @@ type compileOptions struct {
 	cgroup    string // absolute path of the container's directory
 	newRing   bool   // join a new session keyring
 	seccomp   *seccomp.Cache
-	launcher  *nsexec.Launcher // will run it; nil for a plan to look at
-	oomAdjust int              // the daemon's own oom_score_adj, which a workload must not inherit
+	launcher  *nsexec.Launcher   // will run it; nil for a plan to look at
+	oomAdjust int                // the daemon's own oom_score_adj, which a workload must not inherit
+	home      string             // HOME of an exec whose environment has none
+	affinity  *specs.CPUAffinity // of an exec that has none of its own
 }
 
 // compileInit turns a config into the launch of the container's first process.
 // It is pure but for looking at the kinds of bind sources.
 func compileInit(spec *specs.Spec, ns namespaces, o compileOptions) (*plan, error) {
+	if err := checkPlan(spec, ns); err != nil {
+		return nil, err
+	}
 	p, err := o.launcher.NewProgram()
 	if err != nil {
 		return nil, err
 	}
-	pl := &plan{program: p, stdio: p.SetupStdio(), files: map[nsexec.Reg]uint64{}}
-	userNS := ns.all()&unix.CLONE_NEWUSER != 0
-	if !userNS { // with one, the parent does it: procfs would refuse the child
+	pl, linux, own := &plan{program: p, warnings: foreign(spec)}, spec.Linux, ns.all()
+	userNS := own&unix.CLONE_NEWUSER != 0
+	pl.enterNamespaces(ns, linux)
+	if userNS { // procfs would refuse the child
+		score := oomScore(spec.Process)
+		pl.outside = &outside{oomScore: &score}
+	} else {
 		pl.setOOMScore(spec.Process, o)
 	}
-	pl.joinByPath(ns)
-	if ns.fresh&unix.CLONE_NEWUSER != 0 {
-		pl.gate(gateIDMaps, func(child *nsexec.Child, _ *nsexec.Registers) error {
-			return writeIDMaps(child.PID(), spec.Linux)
-		})
+	if spec.Process != nil {
+		pl.setLabels(spec.Process)
 	}
 	fs := rootfs.NewCompiler(p, spec, rootfs.Options{
 		Bundle: o.bundle, Namespaces: ns.all(), Cgroup: o.cgroup, Gate: pl.gate, Launcher: o.launcher,
@@ -77,21 +100,26 @@ func compileInit(spec *specs.Spec, ns namespaces, o compileOptions) (*plan, erro
 	if userNS {
 		p.BecomeRoot()
 	}
+	if len(linux.TimeOffsets) > 0 {
+		pl.enterTimeNamespace(linux.TimeOffsets, userNS)
+	}
 	if ns.fresh&unix.CLONE_NEWNET != 0 {
 		p.LoopbackUp()
 	}
-	if ns.all()&unix.CLONE_NEWUTS != 0 {
-		p.SetHostname(spec.Hostname, spec.Domainname)
+	if len(linux.NetDevices) > 0 {
+		var socket nsexec.Reg
+		socket = p.RouteSocket(func() { pl.gate(gateNetwork, moveNetDevices(linux.NetDevices, &socket)) })
 	}
-	for _, name := range slices.Sorted(maps.Keys(spec.Linux.Sysctl)) {
-		if err := p.SetSysctl(name, spec.Linux.Sysctl[name], ns.all()); err != nil {
+	p.SetHostname(spec.Hostname, spec.Domainname)
+	for _, name := range slices.Sorted(maps.Keys(linux.Sysctl)) {
+		if err := p.SetSysctl(name, linux.Sysctl[name], own); err != nil {
 			p.Fail(err)
 		}
 	}
 	fs.Build()
 	fs.Enter()
 	if spec.Process == nil {
-		pl.last = p.Gate(gateStart)
+		pl.last, pl.gated = p.Gate(gateStart), true
 		p.FailWith(unix.EINVAL, "config.json has no process to start")
 		return pl.checked()
 	}
@@ -99,35 +127,51 @@ func compileInit(spec *specs.Spec, ns namespaces, o compileOptions) (*plan, erro
 		pl.terminal = true
 		pl.tty = p.SetupTerminal(spec.Process.User.UID, true)
 	}
-	if err := pl.finish(spec.Process, spec.Linux.Seccomp, gateStart, o); err != nil {
-		p.Fail(err)
+	if pl.home = nsexec.NeedsHome(spec.Process.Env); pl.home {
+		o.home = defaultHome
 	}
+	pl.finish(spec.Process, linux, gateStart, userNS, o)
 	return pl.checked()
 }
 
 // compileExec turns a process into the launch of an exec that joins the given
-// namespaces. The container's pidfd is bound to the returned register.
-func compileExec(proc *specs.Process, filter *specs.LinuxSeccomp, join uint64, o compileOptions) (*plan, nsexec.Reg, error) {
+// namespaces of a container with this config. The container's pidfd is bound to
+// the returned register.
+func compileExec(proc *specs.Process, linux *specs.Linux, join uint64, o compileOptions) (*plan, nsexec.Reg, error) {
 	p, err := o.launcher.NewProgram()
 	if err != nil {
 		return nil, 0, err
 	}
-	pl := &plan{program: p, stdio: p.SetupStdio(), files: map[nsexec.Reg]uint64{}}
+	pl := &plan{program: p, stdio: p.SetupStdio()}
 	pl.setOOMScore(proc, o)
+	if a := cmp.Or(proc.ExecCPUAffinity, o.affinity); a != nil {
+		pl.setAffinity(a)
+	}
+	pl.setLabels(proc)
 	pidfd := p.Join(join)
-	if join&unix.CLONE_NEWUSER != 0 {
+	userNS, gate := join&unix.CLONE_NEWUSER != 0, ""
+	if userNS {
 		p.BecomeRoot()
 	}
-	gate := ""
 	if proc.Terminal {
 		pl.terminal, gate = true, gateTerminal
 		pl.tty = p.SetupTerminal(proc.User.UID, false)
 	}
-	if err := pl.finish(proc, filter, gate, o); err != nil {
-		p.Fail(err)
-	}
+	pl.finish(proc, linux, gate, userNS, o)
 	checked, err := pl.checked()
 	return checked, pidfd, err
+}
+
+// setAffinity has an exec run on some CPUs before it enters the container's
+// cgroup, and on some afterwards.
+func (pl *plan) setAffinity(a *specs.CPUAffinity) {
+	if a.Initial != "" {
+		pl.program.SetAffinity("process.execCPUAffinity.initial", a.Initial)
+		pl.procs = pl.program.EnterCgroup()
+	}
+	if a.Final != "" {
+		pl.program.SetAffinity("process.execCPUAffinity.final", a.Final)
+	}
 }
 
 // checked returns the plan, or the error it was built with and no memory held.
@@ -139,25 +183,58 @@ func (pl *plan) checked() (*plan, error) {
 	return pl, nil
 }
 
-func (pl *plan) finish(proc *specs.Process, filter *specs.LinuxSeccomp, gate string, o compileOptions) error {
-	f := nsexec.Finish{Process: proc, Gate: gate}
+// finish appends the end of the program, which stops at the gate, if it has a
+// name or if the parent has something to do there.
+func (pl *plan) finish(proc *specs.Process, linux *specs.Linux, gate string, userNS bool, o compileOptions) {
+	p := pl.program
+	f := nsexec.Finish{Process: proc, Grantable: o.launcher.Capabilities(), Home: o.home}
+	var err error
+	if f.Limits, err = nsexec.ParseLimits(proc); err != nil {
+		p.Fail(err)
+	}
+	if userNS {
+		f.Grantable = math.MaxUint64
+		if !f.Limits.IsZero() {
+			if pl.outside == nil {
+				pl.outside = &outside{}
+			}
+			pl.outside.limits, f.Limits = f.Limits, nsexec.Limits{}
+		}
+		if pl.outside != nil && gate == "" {
+			gate = gateLimits
+		}
+	}
+	if linux.Personality != nil {
+		p.SetPersonality(linux.Personality)
+	}
+	if linux.MemoryPolicy != nil {
+		p.SetMemoryPolicy(linux.MemoryPolicy)
+	}
 	if o.newRing {
 		f.Keyring = "_ses." + o.id
 	}
-	if filter != nil {
+	if linux.Seccomp != nil {
 		var warnings []string
-		var err error
-		if f.Seccomp, warnings, err = compileSeccomp(o.seccomp, filter); err != nil {
-			return err
+		if f.Seccomp, warnings, err = compileSeccomp(o.seccomp, linux.Seccomp); err != nil {
+			p.Fail(err)
 		}
 		pl.warnings = append(pl.warnings, warnings...)
 	}
-	done := pl.program.Finish(f)
+	f.Gate, pl.gated = gate, gate != ""
+	done := p.Finish(f)
 	pl.last = done.Gate
-	for _, name := range done.UnknownCaps {
-		pl.warnings = append(pl.warnings, "process.capabilities: unknown capability "+name+" is left out")
+	pl.warnings = append(pl.warnings, done.Warnings...)
+}
+
+// setLabels has the process change to its LSM labels when it executes the
+// user's program. It must come before the container's /proc is seen.
+func (pl *plan) setLabels(proc *specs.Process) {
+	if proc.ApparmorProfile != "" {
+		pl.program.SetAppArmor(proc.ApparmorProfile)
 	}
-	return nil
+	if proc.SelinuxLabel != "" {
+		pl.program.SetSELinux(proc.SelinuxLabel)
+	}
 }
 
 // setOOMScore keeps the daemon's own protection from the workload.
@@ -172,17 +249,4 @@ func oomScore(proc *specs.Process) int {
 		return 0
 	}
 	return *proc.OOMScoreAdj
-}
-
-// joinOrder: the user namespace first, it owns the rights to the others.
-var joinOrder = []uint64{
-	unix.CLONE_NEWUSER, unix.CLONE_NEWNET, unix.CLONE_NEWIPC, unix.CLONE_NEWUTS, unix.CLONE_NEWCGROUP, unix.CLONE_NEWTIME,
-}
-
-func (pl *plan) joinByPath(ns namespaces) {
-	for _, flag := range joinOrder { // the pid namespace is entered by clone3
-		if _, ok := ns.byPath[flag]; ok {
-			pl.files[pl.program.JoinFile(nsName(flag), flag)] = flag
-		}
-	}
 }

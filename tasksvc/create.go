@@ -72,7 +72,7 @@ func (s *Service) create(ctx context.Context, c *container, r *taskv3.CreateTask
 		return err
 	}
 	back.add(p.io.close)
-	if err := s.launchInit(c, p, pl, ns, &back); err != nil {
+	if err := s.launchInit(ctx, c, p, pl, ns, &back); err != nil {
 		return err
 	}
 	for _, w := range pl.warnings {

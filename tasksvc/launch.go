@@ -1,6 +1,7 @@
 package tasksvc
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"time"
@@ -11,7 +12,7 @@ import (
 )
 
 // launchInit runs the plan up to the start gate.
-func (s *Service) launchInit(c *container, p *process, pl *plan, ns namespaces, back *undo) error {
+func (s *Service) launchInit(ctx context.Context, c *container, p *process, pl *plan, ns namespaces, back *undo) error {
 	bindStdio(pl, p.io)
 	pidns := -1
 	for reg, flag := range pl.files {
@@ -22,7 +23,7 @@ func (s *Service) launchInit(c *container, p *process, pl *plan, ns namespaces, 
 		defer f.Close()
 		pl.program.Bind(reg, int(f.Fd()))
 	}
-	if path, ok := ns.byPath[unix.CLONE_NEWPID]; ok {
+	if path, ok := ns.byPath[unix.CLONE_NEWPID]; ok && !ns.mixed() {
 		f, err := openNamespace(unix.CLONE_NEWPID, path)
 		if err != nil {
 			return err
@@ -30,18 +31,25 @@ func (s *Service) launchInit(c *container, p *process, pl *plan, ns namespaces, 
 		defer f.Close()
 		pidns = int(f.Fd())
 	}
-	child, err := s.cfg.Launcher.Start(nsexec.Launch{Program: pl.program, Namespaces: ns.fresh, Cgroup: int(c.cgroup.Dir().Fd()), PIDNS: pidns})
+	child, err := s.cfg.Launcher.Start(nsexec.Launch{Program: pl.program, Namespaces: pl.clone, Cgroup: int(c.cgroup.Dir().Fd()), PIDNS: pidns})
 	if err != nil {
 		return err
 	}
-	p.child, p.handle = child, child.Process
 	back.add(func() { reapFailed(child) })
 	regs, err := pl.attendGates(child, time.Now().Add(launchTimeout))
 	if err != nil {
 		return err
 	}
-	if ns.all()&unix.CLONE_NEWUSER != 0 {
-		if err := writeOOMScore(child.PID(), oomScore(p.spec)); err != nil {
+	p.child, p.handle = child, child.Process // a gate may have changed it
+	if err := pl.outside.apply(p.handle); err != nil {
+		return err
+	}
+	if pl.home {
+		home, err := homeOf(ctx, p.handle, p.spec.User.UID)
+		if err == nil {
+			err = pl.program.SetHome(home)
+		}
+		if err != nil {
 			return err
 		}
 	}
@@ -68,8 +76,20 @@ func (pl *plan) attendGates(child *nsexec.Child, deadline time.Time) (*nsexec.Re
 	}
 }
 
-func writeOOMScore(pid, score int) error {
-	return os.WriteFile(fmt.Sprintf("/proc/%d/oom_score_adj", pid), fmt.Append(nil, score), 0)
+// apply makes the settings of a child that waits at its last gate.
+func (o *outside) apply(child *nsexec.Process) error {
+	if o == nil {
+		return nil
+	}
+	if o.oomScore != nil {
+		err := child.WhileAlive(func(pid int) error {
+			return os.WriteFile(fmt.Sprintf("/proc/%d/oom_score_adj", pid), fmt.Append(nil, *o.oomScore), 0)
+		})
+		if err != nil {
+			return fmt.Errorf("set the OOM score: %w", err)
+		}
+	}
+	return o.limits.Apply(child)
 }
 
 func bindStdio(pl *plan, io *stdio) {

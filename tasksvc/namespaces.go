@@ -2,6 +2,7 @@ package tasksvc
 
 import (
 	"fmt"
+	"math"
 	"os"
 	"strconv"
 	"strings"
@@ -53,10 +54,73 @@ func parseNamespaces(list []specs.LinuxNamespace) (namespaces, error) {
 	if n.fresh&unix.CLONE_NEWNS == 0 {
 		return n, sys.Invalidf("linux.namespaces: a mount namespace of its own is required")
 	}
-	if n.fresh&unix.CLONE_NEWUSER != 0 && len(n.byPath) > 0 {
-		return n, sys.Unsupportedf("linux.namespaces: a new user namespace together with namespaces joined by path is not supported yet")
-	}
 	return n, nil
+}
+
+// mixed reports whether there is a user namespace and namespaces joined by path.
+func (n namespaces) mixed() bool { return len(n.byPath) > 0 && n.all()&unix.CLONE_NEWUSER != 0 }
+
+// joinOrder: the user namespace last, because by entering it the process loses
+// the rights to those that do not belong to it.
+var joinOrder = []uint64{
+	unix.CLONE_NEWNET, unix.CLONE_NEWIPC, unix.CLONE_NEWUTS, unix.CLONE_NEWCGROUP, unix.CLONE_NEWTIME, unix.CLONE_NEWPID, unix.CLONE_NEWUSER,
+}
+
+// enterNamespaces has the child be in all namespaces but a time namespace with
+// offsets, and sets up its stdio.
+func (pl *plan) enterNamespaces(ns namespaces, linux *specs.Linux) {
+	p := pl.program
+	pl.clone = ns.fresh
+	if len(linux.TimeOffsets) > 0 {
+		pl.clone &^= unix.CLONE_NEWTIME
+	}
+	if ns.mixed() {
+		pl.joinByPath(ns)
+		born := p.Rebirth(pl.clone)
+		pl.clone = 0
+		pl.stdio = p.SetupStdio()
+		pl.gate(gateUser, func(child *nsexec.Child, regs *nsexec.Registers) error {
+			if err := child.Follow(regs, born); err != nil {
+				return err
+			}
+			return mapIDs(child.Process, ns, linux)
+		})
+		return
+	}
+	pl.stdio = p.SetupStdio()
+	pl.joinByPath(ns)
+	if ns.fresh&unix.CLONE_NEWUSER != 0 {
+		pl.gate(gateUser, func(child *nsexec.Child, _ *nsexec.Registers) error { return mapIDs(child.Process, ns, linux) })
+	}
+}
+
+// joinByPath enters the namespaces that have a path. A pid namespace is entered
+// by being born into it: by clone3, or when the child starts over.
+func (pl *plan) joinByPath(ns namespaces) {
+	for _, flag := range joinOrder {
+		if _, ok := ns.byPath[flag]; !ok || flag == unix.CLONE_NEWPID && !ns.mixed() {
+			continue
+		}
+		if pl.files == nil {
+			pl.files = map[nsexec.Reg]uint64{}
+		}
+		pl.files[pl.program.JoinFile(nsName(flag), flag)] = flag
+	}
+}
+
+// enterTimeNamespace makes the time namespace, which has offsets.
+func (pl *plan) enterTimeNamespace(offsets map[string]specs.LinuxTimeOffset, userNS bool) {
+	text, err := nsexec.ParseTimeOffsets(offsets)
+	if err != nil {
+		pl.program.Fail(err)
+	}
+	var gate func()
+	if userNS { // procfs would refuse the child
+		gate = func() {
+			pl.gate(gateTime, func(child *nsexec.Child, _ *nsexec.Registers) error { return text.Apply(child.Process) })
+		}
+	}
+	pl.program.EnterTimeNamespace(text, gate)
 }
 
 // all are the namespaces that are not the guest's own.
@@ -78,8 +142,8 @@ func nsName(flag uint64) string {
 }
 
 // cloneLine prints the clone3 that makes a container's first process.
-func cloneLine(ns namespaces) string {
-	return "clone3({flags=" + nsexec.CloneFlags(ns.fresh|unix.CLONE_PIDFD|unix.CLONE_CLEAR_SIGHAND|unix.CLONE_INTO_CGROUP) + ", exit_signal=SIGCHLD})\n"
+func cloneLine(flags uint64) string {
+	return "clone3({flags=" + nsexec.CloneFlags(flags|unix.CLONE_PIDFD|unix.CLONE_CLEAR_SIGHAND|unix.CLONE_INTO_CGROUP) + ", exit_signal=SIGCHLD})\n"
 }
 
 // openNamespace opens a namespace file and checks that it is of the kind asked
@@ -97,19 +161,50 @@ func openNamespace(flag uint64, path string) (*os.File, error) {
 	return f, nil
 }
 
-// writeIDMaps gives the user namespace of a process its mappings
-// (user_namespaces(7)). The writer is privileged in the guest.
-func writeIDMaps(pid int, linux *specs.Linux) error {
-	for _, m := range []struct {
-		file string
-		maps []specs.LinuxIDMapping
-	}{{"uid_map", linux.UIDMappings}, {"gid_map", linux.GIDMappings}} {
-		var text strings.Builder
-		for _, l := range m.maps {
-			fmt.Fprintf(&text, "%d %d %d\n", l.ContainerID, l.HostID, l.Size)
+// mapIDs gives a new user namespace its mappings (user_namespaces(7)). The
+// writer is privileged in the guest.
+func mapIDs(child *nsexec.Process, ns namespaces, linux *specs.Linux) error {
+	if ns.fresh&unix.CLONE_NEWUSER == 0 {
+		return nil
+	}
+	return child.WhileAlive(func(pid int) error {
+		for _, m := range []struct {
+			file string
+			maps []specs.LinuxIDMapping
+		}{{"uid_map", linux.UIDMappings}, {"gid_map", linux.GIDMappings}} {
+			var text strings.Builder
+			for _, l := range m.maps {
+				fmt.Fprintf(&text, "%d %d %d\n", l.ContainerID, l.HostID, l.Size)
+			}
+			if err := os.WriteFile(fmt.Sprintf("/proc/%d/%s", pid, m.file), []byte(text.String()), 0); err != nil {
+				return fmt.Errorf("write %s of the user namespace: %w", m.file, err)
+			}
 		}
-		if err := os.WriteFile(fmt.Sprintf("/proc/%d/%s", pid, m.file), []byte(text.String()), 0); err != nil {
-			return fmt.Errorf("write %s of the user namespace: %w", m.file, err)
+		return nil
+	})
+}
+
+// checkIDMaps checks linux.uidMappings and gidMappings against the namespaces.
+// A user namespace joined by path has its mappings already; given again they
+// tell whom stdio must belong to.
+func checkIDMaps(l *specs.Linux, ns namespaces) error {
+	for _, m := range []struct {
+		field string
+		maps  []specs.LinuxIDMapping
+	}{{"linux.uidMappings", l.UIDMappings}, {"linux.gidMappings", l.GIDMappings}} {
+		if ns.all()&unix.CLONE_NEWUSER == 0 && len(m.maps) > 0 {
+			return sys.Invalidf("%s needs a user namespace", m.field)
+		}
+		for _, r := range m.maps {
+			if r.Size == 0 || uint64(r.ContainerID)+uint64(r.Size) > math.MaxUint32 || uint64(r.HostID)+uint64(r.Size) > math.MaxUint32 {
+				return sys.Invalidf("%s: %d ids from %d to %d are not a range", m.field, r.Size, r.ContainerID, r.HostID)
+			}
+		}
+		if ns.fresh&unix.CLONE_NEWUSER == 0 {
+			continue
+		}
+		if _, err := hostID(0, m.maps); err != nil || len(m.maps) == 0 {
+			return sys.Invalidf("%s: id 0 must be mapped in a new user namespace", m.field)
 		}
 	}
 	return nil

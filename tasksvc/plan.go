@@ -19,5 +19,5 @@ func Plan(bundle string) (string, error) {
 		return "", err
 	}
 	defer pl.program.Close()
-	return cloneLine(ns) + pl.program.String(), nil
+	return cloneLine(pl.clone) + pl.program.String(), nil
 }

@@ -7,7 +7,6 @@ import (
 	"io"
 	"os"
 	"path/filepath"
-	"strings"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
@@ -69,12 +68,10 @@ func decodeSpec(data []byte, spec *specs.Spec) error {
 }
 
 // checkSpec refuses what cannot be done, so that nothing is silently left out.
+// What has a file of its own is checked there.
 func checkSpec(s *specs.Spec) error {
-	if s.Version == "" {
-		return sys.Invalidf("ociVersion is missing")
-	}
-	if major, _, _ := strings.Cut(s.Version, "."); major != "1" {
-		return sys.Invalidf("ociVersion %s is not supported: 1.0 to 1.3 are", s.Version)
+	if err := checkVersion(s.Version); err != nil {
+		return err
 	}
 	if s.Root == nil || s.Root.Path == "" {
 		return sys.Invalidf("root.path is missing")
@@ -82,23 +79,20 @@ func checkSpec(s *specs.Spec) error {
 	if s.Linux == nil {
 		s.Linux = &specs.Linux{}
 	}
+	if _, ok := s.Annotations[""]; ok {
+		return sys.Invalidf("annotations: a key is empty")
+	}
 	if s.Process != nil {
 		if err := checkProcess(s.Process); err != nil {
 			return err
 		}
 	}
-	l := s.Linux
 	for _, x := range []struct {
 		asked bool
 		name  string
 	}{
 		{s.Hooks != nil && !emptyHooks(s.Hooks), "hooks"},
-		{l.IntelRdt != nil, "linux.intelRdt"},
-		{l.MemoryPolicy != nil, "linux.memoryPolicy"},
-		{l.Personality != nil, "linux.personality"},
-		{len(l.TimeOffsets) > 0, "linux.timeOffsets"},
-		{len(l.NetDevices) > 0, "linux.netDevices"},
-		{l.MountLabel != "", "linux.mountLabel"},
+		{s.Linux.MountLabel != "", "linux.mountLabel"},
 	} {
 		if x.asked {
 			return sys.Unsupportedf("%s is not supported yet", x.name)
@@ -111,6 +105,38 @@ func emptyHooks(h *specs.Hooks) bool {
 	return len(h.Prestart)+len(h.CreateRuntime)+len(h.CreateContainer)+len(h.StartContainer)+len(h.Poststart)+len(h.Poststop) == 0 //nolint:staticcheck // prestart is deprecated, not gone
 }
 
+// checkPlan refuses combinations of the config and its namespaces.
+func checkPlan(s *specs.Spec, ns namespaces) error {
+	l := s.Linux
+	if own := ns.all(); own&unix.CLONE_NEWUTS == 0 && (s.Hostname != "" || s.Domainname != "") {
+		return sys.Invalidf("hostname and domainname need a UTS namespace that is not the guest's")
+	}
+	if err := checkIDMaps(l, ns); err != nil {
+		return err
+	}
+	if len(l.TimeOffsets) > 0 && ns.fresh&unix.CLONE_NEWTIME == 0 {
+		return sys.Invalidf("linux.timeOffsets needs a new time namespace")
+	}
+	if l.IntelRdt != nil {
+		return checkIntelRdt()
+	}
+	return checkNetDevices(l.NetDevices, ns.all())
+}
+
+// foreign lists the parts of a config that are for other platforms. The spec
+// has properties a runtime does not know ignored, not refused.
+func foreign(s *specs.Spec) (warnings []string) {
+	for _, x := range []struct {
+		there bool
+		name  string
+	}{{s.Solaris != nil, "solaris"}, {s.Windows != nil, "windows"}, {s.VM != nil, "vm"}, {s.ZOS != nil, "zos"}, {s.FreeBSD != nil, "freebsd"}} {
+		if x.there {
+			warnings = append(warnings, x.name+" is ignored: it is for another platform")
+		}
+	}
+	return warnings
+}
+
 func checkProcess(p *specs.Process) error {
 	if len(p.Args) == 0 || p.Args[0] == "" {
 		return sys.Invalidf("process.args is empty")
@@ -118,22 +144,17 @@ func checkProcess(p *specs.Process) error {
 	if !filepath.IsAbs(p.Cwd) {
 		return sys.Invalidf("process.cwd %q is not an absolute path", p.Cwd)
 	}
+	if p.CommandLine != "" {
+		return sys.Invalidf("process.commandLine is for Windows: use args")
+	}
+	if p.User.Username != "" {
+		return sys.Invalidf("process.user.username is for Windows: use uid and gid")
+	}
+	if p.User.Umask != nil && *p.User.Umask > 0o777 {
+		return sys.Invalidf("process.user.umask %#o is more than 0777", *p.User.Umask)
+	}
 	if p.OOMScoreAdj != nil && (*p.OOMScoreAdj < -1000 || *p.OOMScoreAdj > 1000) {
 		return sys.Invalidf("process.oomScoreAdj %d is not between -1000 and 1000", *p.OOMScoreAdj)
-	}
-	for _, x := range []struct {
-		asked bool
-		name  string
-	}{
-		{p.ApparmorProfile != "", "process.apparmorProfile"},
-		{p.SelinuxLabel != "", "process.selinuxLabel"},
-		{p.Scheduler != nil, "process.scheduler"},
-		{p.IOPriority != nil, "process.ioPriority"},
-		{p.ExecCPUAffinity != nil, "process.execCPUAffinity"},
-	} {
-		if x.asked {
-			return sys.Unsupportedf("%s is not supported yet", x.name)
-		}
 	}
 	return nil
 }

@@ -79,8 +79,17 @@ func (c *container) launchExec(ctx context.Context, p *process) (err error) {
 			back.run()
 		}
 	}()
+	init := c.init.handle
 	o := compileOptions{id: c.id, newRing: true, seccomp: &c.svc.seccomp, launcher: c.svc.cfg.Launcher, oomAdjust: c.svc.oomAdjust}
-	pl, pidfd, err := compileExec(p.spec, c.spec.Linux.Seccomp, c.join, o)
+	if nsexec.NeedsHome(p.spec.Env) {
+		if o.home, err = homeOf(ctx, init, p.spec.User.UID); err != nil {
+			return err
+		}
+	}
+	if p.spec.ExecCPUAffinity == nil && c.spec.Process != nil { // config.json says it for all execs
+		o.affinity = c.spec.Process.ExecCPUAffinity
+	}
+	pl, pidfd, err := compileExec(p.spec, c.spec.Linux, c.join, o)
 	if err != nil {
 		return err
 	}
@@ -91,13 +100,22 @@ func (c *container) launchExec(ctx context.Context, p *process) (err error) {
 	}
 	back.add(io.close)
 	bindStdio(pl, io)
-	init := c.init.handle
 	pl.program.Bind(pidfd, init.Pidfd())
 	pidns := -1
 	if c.join&unix.CLONE_NEWPID != 0 {
 		pidns = init.Pidfd()
 	}
-	child, err := c.svc.cfg.Launcher.Start(nsexec.Launch{Program: pl.program, Cgroup: int(c.cgroup.Dir().Fd()), PIDNS: pidns})
+	cgroup := int(c.cgroup.Dir().Fd())
+	if pl.procs != 0 { // it moves there by itself
+		procs, err := unix.Openat(cgroup, "cgroup.procs", unix.O_WRONLY|unix.O_CLOEXEC, 0)
+		if err != nil {
+			return fmt.Errorf("open the container's cgroup.procs: %w", err)
+		}
+		defer unix.Close(procs)
+		pl.program.Bind(pl.procs, procs)
+		cgroup = -1
+	}
+	child, err := c.svc.cfg.Launcher.Start(nsexec.Launch{Program: pl.program, Cgroup: cgroup, PIDNS: pidns})
 	if err != nil {
 		return err
 	}
@@ -120,16 +138,19 @@ func (c *container) launchExec(ctx context.Context, p *process) (err error) {
 func (p *process) runExec(pl *plan, child *nsexec.Child) error {
 	deadline := time.Now().Add(launchTimeout)
 	var regs *nsexec.Registers
-	if pl.terminal {
+	if pl.gated {
 		var err error
 		if regs, err = child.AwaitGate(deadline); err != nil {
+			return err
+		}
+		if err := pl.outside.apply(child.Process); err != nil {
 			return err
 		}
 	}
 	if err := p.connect(pl, regs); err != nil {
 		return err
 	}
-	if pl.terminal {
+	if pl.gated {
 		if err := child.Open(); err != nil {
 			return err
 		}

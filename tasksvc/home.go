@@ -1,0 +1,104 @@
+package tasksvc
+
+import (
+	"context"
+	"fmt"
+	"strconv"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"vminit/internal/sys"
+	"vminit/nsexec"
+)
+
+const (
+	defaultHome = "/"             // as runc and crun have it for a user nobody knows
+	maxPasswd   = 1 << 20         // bytes (containerd CVE-2026-47262)
+	homeTimeout = 5 * time.Second // a file system of the container's own may never answer
+)
+
+// homeOf looks the home directory of a user up in /etc/passwd of the container
+// that a live process is in. The file is the container's, so it is resolved
+// inside its root, must be regular and small, and may make us wait only so long;
+// a user it does not have lives in "/".
+func homeOf(ctx context.Context, p *nsexec.Process, uid uint32) (string, error) {
+	root := -1
+	err := p.WhileAlive(func(pid int) (err error) {
+		root, err = unix.Open("/proc/"+strconv.Itoa(pid)+"/root", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+		return err
+	})
+	if err != nil {
+		return "", fmt.Errorf("open the container's root: %w", err)
+	}
+	type answer struct {
+		data []byte
+		err  error
+	}
+	got := make(chan answer, 1)
+	go func() { // ends at the latest when the container, and its file systems, do
+		defer unix.Close(root)
+		data, err := readInside(root, "etc/passwd", maxPasswd)
+		got <- answer{data, err}
+	}()
+	ctx, cancel := context.WithTimeout(ctx, homeTimeout)
+	defer cancel()
+	var a answer
+	select {
+	case a = <-got:
+	case <-ctx.Done():
+		a.err = ctx.Err()
+	}
+	switch a.err {
+	case nil:
+	case unix.ENOENT, unix.ENOTDIR, unix.ELOOP:
+		return defaultHome, nil
+	default:
+		return "", fmt.Errorf("look up HOME of uid %d in the container's /etc/passwd: %w", uid, a.err)
+	}
+	if home := homeInPasswd(a.data, uid); home != "" {
+		return home, nil
+	}
+	return defaultHome, nil
+}
+
+// readInside reads a regular file below the directory root, no larger than
+// limit. What the path leads to is looked at before it is opened: to open a
+// device or a fifo could do things or wait.
+func readInside(root int, path string, limit int64) ([]byte, error) {
+	fd, err := unix.Openat2(root, path, &unix.OpenHow{
+		Flags: unix.O_PATH | unix.O_CLOEXEC, Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS,
+	})
+	if err != nil {
+		return nil, err
+	}
+	defer unix.Close(fd)
+	var st unix.Stat_t
+	switch err := unix.Fstat(fd, &st); {
+	case err != nil:
+		return nil, err
+	case st.Mode&unix.S_IFMT != unix.S_IFREG:
+		return nil, sys.Invalidf("it is not a regular file")
+	case st.Size > limit:
+		return nil, sys.Invalidf("it is %d bytes long, more than the %d allowed", st.Size, limit)
+	}
+	file, err := unix.Open("/proc/self/fd/"+strconv.Itoa(fd), unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer unix.Close(file)
+	data := make([]byte, st.Size)
+	for n := 0; n < len(data); {
+		m, err := unix.Read(file, data[n:])
+		switch {
+		case err == unix.EINTR:
+		case err != nil:
+			return nil, err
+		case m == 0: // it shrank meanwhile
+			return data[:n], nil
+		default:
+			n += m
+		}
+	}
+	return data, nil
+}

@@ -1,0 +1,10 @@
+package tasksvc
+
+import (
+	"vminit/internal/sys"
+)
+
+// checkIntelRdt refuses linux.intelRdt.
+func checkIntelRdt() error {
+	return sys.Unsupportedf("linux.intelRdt is not supported")
+}
