@@ -14,6 +14,11 @@ import (
 // commands.
 func busyboxRoot(t testing.TB, commands ...string) string {
 	dir := t.TempDir()
+	busyboxAt(t, dir, commands...)
+	return dir
+}
+
+func busyboxAt(t testing.TB, dir string, commands ...string) {
 	for _, d := range []string{"bin", "proc", "sys", "dev", "etc", "tmp"} {
 		require.NoError(t, os.Mkdir(filepath.Join(dir, d), 0o755))
 	}
@@ -23,7 +28,6 @@ func busyboxRoot(t testing.TB, commands ...string) string {
 	for _, n := range append([]string{"sh", "cat", "ls", "stat", "pwd", "mount", "touch", "readlink"}, commands...) {
 		require.NoError(t, os.Symlink("busybox", dir+"/bin/"+n))
 	}
-	return dir
 }
 
 func defaultSpec(root string) *specs.Spec {

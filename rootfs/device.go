@@ -10,17 +10,19 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// deviceTimeout bounds the wait for a device that may be plugged in late.
-const deviceTimeout = 10 * time.Second
+const (
+	deviceTimeout = 10 * time.Second       // how long a device may take to be plugged in
+	deviceLook    = 250 * time.Millisecond // how often to look without an event: links are made by others, after it
+)
 
 // waitForDevice waits until a device node exists. It listens to the kernel's
 // uevents (netlink(7), NETLINK_KOBJECT_UEVENT) and looks after subscribing, so
-// that nothing is missed and nobody polls.
+// that nothing is missed.
 func waitForDevice(ctx context.Context, path string) error {
 	if _, err := os.Stat(path); err == nil {
 		return nil
 	}
-	ctx, cancel := context.WithTimeout(ctx, deviceTimeout)
+	ctx, cancel := context.WithTimeoutCause(ctx, deviceTimeout, fmt.Errorf("it did not appear within %s: %w", deviceTimeout, context.DeadlineExceeded))
 	defer cancel()
 	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, unix.NETLINK_KOBJECT_UEVENT)
 	if err != nil {
@@ -31,18 +33,21 @@ func waitForDevice(ctx context.Context, path string) error {
 	if err := unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK, Groups: 1}); err != nil {
 		return fmt.Errorf("listen for uevents: %w", err)
 	}
-	stop := context.AfterFunc(ctx, func() { events.SetReadDeadline(time.Unix(1, 0)) })
+	stop := context.AfterFunc(ctx, func() { events.Close() })
 	defer stop()
 	buf := make([]byte, 8192)
 	for {
 		if _, err := os.Stat(path); err == nil {
 			return nil
 		}
-		_, err := events.Read(buf)
+		err := events.SetReadDeadline(time.Now().Add(deviceLook))
+		if err == nil {
+			_, err = events.Read(buf)
+		}
 		switch {
-		case err == nil, errors.Is(err, unix.ENOBUFS): // events were lost: look again
 		case ctx.Err() != nil:
-			return fmt.Errorf("device %s did not appear within %s: %w", path, deviceTimeout, ctx.Err())
+			return fmt.Errorf("wait for device %s: %w", path, context.Cause(ctx))
+		case err == nil, errors.Is(err, unix.ENOBUFS), errors.Is(err, os.ErrDeadlineExceeded): // or events were lost: look again
 		default:
 			return fmt.Errorf("wait for device %s: %w", path, err)
 		}
