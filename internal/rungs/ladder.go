@@ -42,7 +42,10 @@ func (l *ladder) host(rung string, packages []pkg, race bool, wrapper []string) 
 		}
 		cmd := exec.Command(args[0], args[1:]...)
 		cmd.Dir = p.dir
-		cmd.Env = append(os.Environ(), "VMINIT_RUNG="+rung, "HOME=/tmp", "TMPDIR=/tmp")
+		cmd.Env = append(os.Environ(), "VMINIT_RUNG="+rung, "TMPDIR=/tmp")
+		if rung == "user" {
+			cmd.Env = append(cmd.Env, "HOME=/tmp")
+		}
 		if err := l.run(rung, p.path, cmd); err != nil {
 			return err
 		}
@@ -74,8 +77,7 @@ func (l *ladder) run(rung, path string, cmd *exec.Cmd) error {
 		l.total.failed++
 		fmt.Fprintf(l.out, "--- FAIL: %s (%v)\n%s", path, err, output)
 	}
-	fmt.Fprintf(l.out, "   %-40s %4d passed, %d failed, %d skipped  %6.1fs\n", path, l.total.passed-before.passed,
-		l.total.failed-before.failed, l.total.skipped-before.skipped, time.Since(began).Seconds())
+	l.summary(path, before, began)
 	return nil
 }
 
@@ -138,4 +140,7 @@ func (l *ladder) result(rung, path string, e event, log string) {
 	}
 }
 
-func (l *ladder) vm(packages []pkg) error { return fmt.Errorf("not written yet") }
+func (l *ladder) summary(path string, before counts, began time.Time) {
+	fmt.Fprintf(l.out, "   %-40s %4d passed, %d failed, %d skipped  %6.1fs\n", path, l.total.passed-before.passed,
+		l.total.failed-before.failed, l.total.skipped-before.skipped, time.Since(began).Seconds())
+}

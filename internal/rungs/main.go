@@ -15,6 +15,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 )
 
@@ -57,7 +58,8 @@ func (l *ladder) climb(rungs, patterns []string) error {
 		before := l.total
 		switch r {
 		case "user":
-			err = l.host(r, packages, false, asUser())
+			plain := slices.DeleteFunc(slices.Clone(packages), func(p pkg) bool { return slices.Contains(needToolchain, p.path) })
+			err = l.host(r, plain, false, asUser())
 		case "root":
 			if os.Getuid() != 0 {
 				fmt.Fprintln(l.out, "== root: skipped, this user is not root")
