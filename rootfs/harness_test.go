@@ -52,6 +52,9 @@ func runUserNS(t testing.TB, spec *specs.Spec, script string) (string, error) {
 
 func (b box) run(t testing.TB, spec *specs.Spec) (string, error) {
 	requireRoot(t)
+	if b.maps != nil { // its root must be able to make mount points
+		_ = os.Chown(spec.Root.Path, int(b.maps[0].HostID), int(b.maps[0].HostID))
+	}
 	l, err := launcher()
 	require.NoError(t, err)
 	p, err := nsexec.NewProgram()
@@ -165,3 +168,5 @@ func attendUntil(c *nsexec.Child, attend map[nsexec.GateID]Attend, last nsexec.G
 		}
 	}
 }
+
+func oneLine(s string) string { return strings.Join(strings.Fields(s), " ") }
