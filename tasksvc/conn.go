@@ -29,21 +29,20 @@ type conn struct {
 	net.Conn
 	in, out frameScanner // used by Read and Write alone
 	ended   chan struct{}
-	readEnd chan struct{}
-	once    sync.Once // of Close
+	once    sync.Once  // of Close
+	reading sync.Mutex // held during a Read
 
 	mu      sync.Mutex      // guards all below
 	pending map[uint32]bool // stream ids being served; true: may send data
 	failed  bool            // a write has failed
 	reset   bool            // the peer, or the device, dropped the connection
-	over    bool            // readEnd is closed
 }
 
 // fate is how a connection ended.
 type fate int
 
 const (
-	fateOpen        fate = iota // it has not
+	fateOpen        fate = iota // it has not, as far as can be told
 	fateClean                   // everything written has reached the peer, or was of no interest
 	fateWriteFailed             // the last write failed, those before it did not
 	fateReset                   // some of what was written may be lost
@@ -53,7 +52,6 @@ func newConn(c net.Conn) *conn {
 	w := &conn{
 		Conn:    c,
 		ended:   make(chan struct{}),
-		readEnd: make(chan struct{}),
 		pending: map[uint32]bool{},
 	}
 	w.in = frameScanner{header: w.arriving, end: w.arrived}
@@ -107,6 +105,8 @@ func (c *conn) unanswered() int {
 
 // Read implements net.Conn.
 func (c *conn) Read(p []byte) (int, error) {
+	c.reading.Lock()
+	defer c.reading.Unlock()
 	n, err := c.Conn.Read(p)
 	c.in.scan(p[:n])
 	if err == nil {
@@ -119,10 +119,6 @@ func (c *conn) Read(p []byte) (int, error) {
 		if !errors.Is(err, syscall.ECONNRESET) {
 			err = fmt.Errorf("%w: %w", syscall.ECONNRESET, err)
 		}
-	}
-	if !c.over {
-		c.over = true
-		close(c.readEnd)
 	}
 	return n, err
 }
@@ -157,17 +153,18 @@ func (c *conn) Close() (err error) {
 }
 
 // fate returns how the connection ended. Calls are told of its end a moment
-// before that is known, so it may wait for a moment.
+// before that is known, so it may wait for a moment, which on a machine that
+// is short of CPU can be a long one.
 func (c *conn) fate() fate {
-	timeout := time.NewTimer(time.Second)
+	timeout := time.NewTimer(10 * time.Second)
 	defer timeout.Stop()
-	for _, end := range []chan struct{}{c.ended, c.readEnd} {
-		select {
-		case <-end:
-		case <-timeout.C:
-			return fateOpen
-		}
+	select {
+	case <-c.ended:
+	case <-timeout.C:
+		return fateOpen
 	}
+	c.reading.Lock() // a Read that was under way has told what it knows
+	defer c.reading.Unlock()
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	switch {

@@ -54,7 +54,10 @@ func (s *sink) serve(path string) (stop func()) {
 	require.NoError(s.t, err)
 	done := make(chan struct{})
 	go func() { srv.Serve(context.Background(), l); close(done) }()
-	return func() { srv.Close(); <-done }
+	return func() { // in order: what was taken has been answered
+		require.NoError(s.t, srv.Shutdown(context.Background()))
+		<-done
+	}
 }
 
 func numbers(n int) (want []int) {

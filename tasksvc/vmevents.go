@@ -78,8 +78,8 @@ func lostSince(ctx context.Context, sent time.Time) time.Time {
 		return time.Time{}
 	}
 	switch c.fate() {
-	case fateReset: // the peer went away with data unread, or the device was reset
-		return time.Now().Add(-inDoubt)
+	case fateReset, fateOpen: // the peer went away with data unread, or the device was reset, or who knows
+		return sent.Add(-inDoubt)
 	case fateWriteFailed: // ttrpc stops at the first failed write, so it was this one
 		return sent
 	}
