@@ -342,16 +342,6 @@ func (c *container) update(resources *specs.LinuxResources) error {
 	return nil
 }
 
-// Stats reads the container's counters.
-func (s *Service) Stats(ctx context.Context, r *taskv3.StatsRequest) (*taskv3.StatsResponse, error) {
-	c, err := s.find(namespaceOf(ctx), r.ID)
-	if err != nil {
-		return nil, err
-	}
-	_ = c
-	return nil, sys.Unsupportedf("Stats is not supported yet")
-}
-
 // Checkpoint is not supported: a microVM is saved and restored as a whole.
 func (s *Service) Checkpoint(context.Context, *taskv3.CheckpointTaskRequest) (*emptypb.Empty, error) {
 	return nil, sys.Unsupportedf("checkpoint is not supported: snapshot the microVM instead")
