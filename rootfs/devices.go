@@ -58,7 +58,7 @@ func (c *Compiler) devices() {
 			nodes = append(nodes, n)
 		}
 	}
-	dir := ""
+	dir := "" // what is open in c.dest
 	for _, n := range nodes {
 		if c.owns(unix.CLONE_NEWUSER) && n.kind != unix.S_IFIFO {
 			c.bindDevice(n)
@@ -67,6 +67,9 @@ func (c *Compiler) devices() {
 		p.Step("make device %s", n.Path)
 		dir = c.changeDir(dir, path.Dir(n.rel))
 		c.makeNode(n)
+		if c.owns(unix.CLONE_NEWUSER) {
+			dir = c.changeDir(dir, "")
+		}
 	}
 	p.Step("make links in /dev")
 	c.changeDir(dir, "dev")
@@ -79,15 +82,14 @@ func (c *Compiler) devices() {
 	c.close(c.dest)
 }
 
-// changeDir has a directory in c.dest, in which another one may be already.
+// changeDir has one directory in c.dest instead of another; "" is none.
 func (c *Compiler) changeDir(from, to string) string {
-	if from == to {
-		return to
-	}
-	if from != "" {
+	if from != "" && from != to {
 		c.close(c.dest)
 	}
-	c.open(to, openFlags{dir: true})
+	if to != "" && from != to {
+		c.open(to, openFlags{dir: true})
+	}
 	return to
 }
 
@@ -120,8 +122,6 @@ func parseDevice(d *specs.LinuxDevice) (node, error) {
 	}
 	return n, nil
 }
-
-func (n *node) is(kind uint32) bool { return n.kind == kind }
 
 // makeNode makes a node in the directory in c.dest. What is there already must
 // be the same.
@@ -166,7 +166,7 @@ func (c *Compiler) bindDevice(n node) {
 	p := c.p
 	source := "/" + n.rel
 	if !isDefaultDevice(n) {
-		name, err := c.opt.DeviceName(n.is(unix.S_IFBLK), n.major, n.minor)
+		name, err := c.opt.DeviceName(n.kind == unix.S_IFBLK, n.major, n.minor)
 		if err != nil {
 			p.Fail(fmt.Errorf("linux.devices: %s: %w", n.Path, err))
 			return
@@ -184,7 +184,7 @@ func (c *Compiler) bindDevice(n node) {
 
 func isDefaultDevice(n node) bool {
 	for _, d := range defaultDevices {
-		if d.Path == "/"+n.rel && uint32(d.Major) == n.major && uint32(d.Minor) == n.minor && n.is(unix.S_IFCHR) {
+		if d.Path == "/"+n.rel && uint32(d.Major) == n.major && uint32(d.Minor) == n.minor && n.kind == unix.S_IFCHR {
 			return true
 		}
 	}
