@@ -164,14 +164,15 @@ func (c *container) remove(ctx context.Context) {
 // docker gives it.
 func startError(id string, err error) error {
 	code := exitFailure
-	switch text := status.Convert(err).Message(); {
-	case status.Code(err) == codes.PermissionDenied:
-		code = exitNotExecutable
 	// What execve(2) answered has no status code of its own, only this text.
-	case strings.HasSuffix(text, "executable file not found in $PATH"), strings.HasSuffix(text, unix.ENOENT.Error()):
-		code = exitNotFound
-	case strings.HasSuffix(text, unix.ENOEXEC.Error()):
-		code = exitNotExecutable
+	if text := status.Convert(err).Message(); strings.HasPrefix(text, "exec ") {
+		says := func(what string) bool { return strings.Contains(text, what) }
+		switch {
+		case says("executable file not found"), says(unix.ENOENT.Error()):
+			code = exitNotFound
+		case says(unix.EACCES.Error()), says(unix.ENOEXEC.Error()):
+			code = exitNotExecutable
+		}
 	}
 	return exitError{code, fmt.Errorf("start %s: %w", id, describe(err))}
 }

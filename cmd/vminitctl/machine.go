@@ -29,8 +29,9 @@ func (o *machineOptions) register(f *pflag.FlagSet) {
 	f.StringArrayVar(&o.params, "kernel-param", nil, "add a parameter to the kernel's command line")
 }
 
-// config is the machine to boot, but for its name, disks and shares.
-func (o *machineOptions) config(g guestFiles, debug bool, log *slog.Logger) (microvm.Config, error) {
+// config is the machine to boot, but for its name, what it boots from, disks
+// and shares.
+func (o *machineOptions) config(debug bool, log *slog.Logger) (microvm.Config, error) {
 	memory, err := parseMiB(o.memory)
 	if err != nil {
 		return microvm.Config{}, err
@@ -41,7 +42,7 @@ func (o *machineOptions) config(g guestFiles, debug bool, log *slog.Logger) (mic
 	}
 	log.Debug("accelerator", "name", accel.Name, "reason", accel.Reason)
 	c := microvm.Config{
-		QEMU: o.qemu, Kernel: g.Kernel, Initrd: g.Initrd, Params: o.params,
+		QEMU: o.qemu, Params: o.params,
 		CPUs: o.cpus, MemoryMiB: memory, Accel: accel, Logger: log,
 	}
 	if debug {

@@ -123,6 +123,9 @@ func (o *runOptions) run(ctx context.Context, g *globals) (code int, err error) 
 		return 0, err
 	}
 	code, err = c.run(withNamespace(ctx, g.namespace))
+	if cause := context.Cause(ctx); cause != nil {
+		err = cause
+	}
 	if err := place.leave(ctx); err != nil {
 		fmt.Fprintf(os.Stderr, "vminitctl: %v\n", err)
 	}

@@ -66,15 +66,15 @@ func (o *machineOptions) standing(g *globals, name string, slots int) (microvm.C
 	if slots < 0 {
 		return microvm.Config{}, sys.Invalidf("--slots %d: want 0 or more", slots)
 	}
-	files, err := o.files()
-	if err != nil {
-		return microvm.Config{}, err
-	}
-	c, err := o.config(files, g.debug, g.logger())
+	c, err := o.config(g.debug, g.logger())
 	if err != nil {
 		return c, err
 	}
-	c.Name, c.HotplugSlots = name, slots
+	files, err := o.files()
+	if err != nil {
+		return c, err
+	}
+	c.Name, c.HotplugSlots, c.Kernel, c.Initrd = name, slots, files.Kernel, files.Initrd
 	// The supervisor does not run where we do.
 	for _, path := range []*string{&c.Kernel, &c.Initrd} {
 		if *path, err = filepath.Abs(*path); err != nil {

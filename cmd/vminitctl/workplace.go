@@ -36,6 +36,10 @@ func (w *workplace) open(ctx context.Context) error {
 		return w.openShared(ctx)
 	}
 	c := w.container
+	config, err := w.options.machineOptions.config(w.globals.debug, w.globals.logger())
+	if err != nil {
+		return err
+	}
 	if err := w.openRoot(ctx); err != nil {
 		return err
 	}
@@ -43,11 +47,8 @@ func (w *workplace) open(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	config.Kernel, config.Initrd = files.Kernel, files.Initrd
 	if err := w.openShares(ctx, why9pIsMissing(files.Release)); err != nil {
-		return err
-	}
-	config, err := w.options.machineOptions.config(files, w.globals.debug, w.globals.logger())
-	if err != nil {
 		return err
 	}
 	var numbers []int

@@ -10,7 +10,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
-	"strings"
 	"time"
 
 	"vminit/internal/sys"
@@ -110,23 +109,26 @@ func (p *Plugged) plug(ctx context.Context, slot int, f *os.File) error {
 	return p.awaitDriver(ctx, name)
 }
 
-// awaitDriver waits until the guest's driver has the disk, and with that a
-// number for it: of two that are plugged in at once either may be the first.
+// awaitDriver waits until the guest has read from the disk, which its kernel
+// does on its own, looking for partitions, once the disk has a number and can be
+// opened. Of two that are plugged in at once either may become the first.
 func (p *Plugged) awaitDriver(ctx context.Context, name string) error {
 	ctx, cancel := context.WithTimeout(ctx, driverTimeout)
 	defer cancel()
-	tick := time.NewTicker(5 * time.Millisecond)
+	tick := time.NewTicker(2 * time.Millisecond)
 	defer tick.Stop()
 	for {
-		var info struct {
-			Status struct{ Statuses []string }
+		var disks []struct {
+			Qdev  string
+			Stats struct {
+				Reads int `json:"rd_operations"`
+			}
 		}
-		path := "/machine/peripheral/" + name + "/virtio-backend"
-		if err := p.qmp.Execute(ctx, "x-query-virtio-status", map[string]string{"path": path}, &info); err != nil {
+		if err := p.qmp.Execute(ctx, "query-blockstats", nil, &disks); err != nil {
 			return err
 		}
-		for _, s := range info.Status.Statuses {
-			if strings.HasPrefix(s, "VIRTIO_CONFIG_S_DRIVER_OK") {
+		for _, d := range disks {
+			if d.Qdev == "/machine/peripheral/"+name+"/virtio-backend" && d.Stats.Reads > 0 {
 				return nil
 			}
 		}
