@@ -75,6 +75,11 @@ func (s *Service) create(ctx context.Context, c *container, r *taskv3.CreateTask
 	if err := s.launchInit(ctx, c, p, pl, ns, &back); err != nil {
 		return err
 	}
+	// Not before: the child has made the container's device nodes and mounted
+	// its disks, which the workload that follows need not be allowed to open.
+	if err := c.cgroup.SetDevices(c.resources.Devices); err != nil {
+		return err
+	}
 	for _, w := range pl.warnings {
 		s.log.Warn(w, "container", c.id)
 	}
@@ -145,7 +150,7 @@ func (s *Service) makeCgroup(c *container, back *undo) (err error) {
 		return err
 	}
 	c.resources = resources
-	return c.cgroup.SetDevices(resources.Devices)
+	return nil
 }
 
 // removeCgroup kills what is inside and removes the directory.

@@ -48,6 +48,7 @@ func newHost(t testing.TB) *host {
 	settled := make(chan struct{})
 	close(settled)
 	h := &host{t: t, events: NewExchange(log), fifos: t.TempDir()}
+	require.NoError(t, copyFile("/bin/busybox", h.busybox()), "busybox-static is needed")
 	h.Service, err = NewService(Config{Launcher: l, Cgroups: func() (*cgroup2.Tree, error) { return tree, nil }, CgroupMount: mount, Events: h.events, Settled: settled, Shutdown: func() {}, Version: "test", Logger: log})
 	require.NoError(t, err)
 	t.Cleanup(func() {
@@ -109,7 +110,9 @@ func (h *host) bundle(spec *specs.Spec) string {
 	for _, d := range []string{"bin", "proc", "sys", "dev", "tmp", "etc"} {
 		require.NoError(h.t, os.MkdirAll(filepath.Join(root, d), 0o755))
 	}
-	require.NoError(h.t, copyFile("/bin/busybox", root+"/bin/busybox"), "busybox-static is needed")
+	// A link: a child of another test would have a copy open for writing for a
+	// moment, and execve would answer ETXTBSY.
+	require.NoError(h.t, os.Link(h.busybox(), root+"/bin/busybox"))
 	for _, n := range []string{"sh", "cat", "sleep", "stty", "wc", "true", "kill", "hostname", "id", "ls", "tty", "head"} {
 		require.NoError(h.t, os.Symlink("busybox", root+"/bin/"+n))
 	}
@@ -118,6 +121,8 @@ func (h *host) bundle(spec *specs.Spec) string {
 	require.NoError(h.t, os.WriteFile(dir+"/config.json", data, 0o600))
 	return dir
 }
+
+func (h *host) busybox() string { return filepath.Join(h.fifos, "busybox") }
 
 func (h *host) ctx() context.Context {
 	ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
