@@ -2,6 +2,7 @@ package vmtest
 
 import (
 	"context"
+	"slices"
 	"strings"
 	"testing"
 
@@ -23,7 +24,8 @@ for p in /proc/[0-9]*; do
 	case ${p#/proc/} in $$) c= ;; esac
 	test -n "$c" && echo "process ${p#/proc/} $c"
 done
-find /mnt -xdev -path '/mnt/mnt' -prune -o -exec stat -c '%n %i %a %u:%g %s %Y' {} +
+find /mnt -xdev -type c -exec stat -c '%n %i %a %u:%g %t:%T' {} +
+find /mnt -xdev ! -type c -exec stat -c '%n %i %a %u:%g %s %Y' {} +
 find /mnt -xdev -type f -exec sha256sum {} +
 `
 
@@ -43,7 +45,18 @@ func (g *Guest) Canary(ctx context.Context, t testing.TB) Canary {
 // Alive looks again.
 func (g *Guest) Alive(ctx context.Context, t testing.TB, before Canary) {
 	t.Helper()
-	require.Equal(t, before.lines(), g.Canary(ctx, t).lines(), "a workload has changed the guest")
+	now := g.Canary(ctx, t)
+	missing, added := before.without(now), now.without(before)
+	if len(missing)+len(added) > 0 {
+		t.Errorf("the guest has changed: gone are\n%s\nnew are\n%s", strings.Join(missing, ""), strings.Join(added, ""))
+	}
 }
 
-func (c Canary) lines() []string { return strings.Split(c.text, "\n") }
+// without returns the lines that other does not have.
+func (c Canary) without(other Canary) []string {
+	has := map[string]bool{}
+	for line := range strings.Lines(other.text) {
+		has[line] = true
+	}
+	return slices.DeleteFunc(slices.Collect(strings.Lines(c.text)), func(line string) bool { return has[line] })
+}

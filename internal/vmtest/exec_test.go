@@ -44,7 +44,7 @@ func TestExecJoins(t *testing.T) {
 	second := g.LookInside(ctx, t, c.ID(), own)
 	requireClean(t, second)
 	require.Equal(t, "/tmp", second.Cwd)
-	require.Equal(t, []string{"A=b"}, second.Env)
+	require.Equal(t, []string{"A=b", "HOME=/home"}, second.Env)
 	require.Equal(t, report.IDs{Real: 1000, Effective: 1000, Saved: 1000, FS: 1000}, second.UIDs)
 	require.Equal(t, report.IDs{Real: 1001, Effective: 1001, Saved: 1001, FS: 1001}, second.GIDs)
 	require.Equal(t, []int{5}, second.Groups)

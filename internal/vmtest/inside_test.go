@@ -165,7 +165,7 @@ func TestInsideProcess(t *testing.T) {
 
 	requireClean(t, r)
 	require.Equal(t, "/var/tmp", r.Cwd)
-	require.Equal(t, spec.Process.Env, r.Env)
+	require.Equal(t, append(spec.Process.Env, "HOME=/home"), r.Env, "HOME is added from the container's /etc/passwd, as runc does")
 	require.Equal(t, report.IDs{Real: 1000, Effective: 1000, Saved: 1000, FS: 1000}, r.UIDs)
 	require.Equal(t, report.IDs{Real: 1000, Effective: 1000, Saved: 1000, FS: 1000}, r.GIDs)
 	require.Equal(t, []int{5, 1001}, r.Groups)

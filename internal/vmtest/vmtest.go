@@ -39,6 +39,8 @@ type Guest struct {
 	Bundle bundleapi.TTRPCBundleService
 	System systemapi.TTRPCSystemService
 	API    guestapi.TTRPCGuestClient
+
+	warm *sync.Once // runs the first container
 }
 
 // Require makes sure that this is the rung for microVMs, or skips.
@@ -120,14 +122,24 @@ func boot(edit func(*microvm.Config)) (*Guest, error) {
 		vm.Kill()
 		return nil, err
 	}
+	return (&Guest{VM: vm, warm: new(sync.Once)}).on(client), nil
+}
+
+// on returns the same guest over another connection.
+func (g *Guest) on(client *ttrpc.Client) *Guest {
 	return &Guest{
-		VM: vm, Client: client, Task: taskv3.NewTTRPCTaskClient(client), Bundle: bundleapi.NewTTRPCBundleClient(client),
+		VM: g.VM, warm: g.warm, Client: client, Task: taskv3.NewTTRPCTaskClient(client), Bundle: bundleapi.NewTTRPCBundleClient(client),
 		System: systemapi.NewTTRPCSystemClient(client), API: guestapi.NewTTRPCGuestClient(client),
-	}, nil
+	}
 }
 
 // Shutdown powers the guest off through the Task API.
 func (g *Guest) Shutdown() error {
+	select {
+	case <-g.VM.Done(): // a test has ended it
+		return g.VM.Wait()
+	default:
+	}
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	defer g.Client.Close()
@@ -145,7 +157,7 @@ func (g *Guest) Shutdown() error {
 }
 
 // built are the files a guest is made of.
-type built struct{ kernel, initrd, root, probe string }
+type built struct{ daemon, kernel, initrd, root, probe string }
 
 // scratch is this test binary's directory.
 var scratch = sync.OnceValue(func() string {
@@ -169,7 +181,7 @@ var artifacts = sync.OnceValues(func() (b built, err error) {
 	if err != nil {
 		return b, err
 	}
-	b.kernel, b.initrd, b.root = kernel, filepath.Join(dir, "initrd"), filepath.Join(dir, "root.erofs")
+	b.daemon, b.kernel, b.initrd, b.root = daemon, kernel, filepath.Join(dir, "initrd"), filepath.Join(dir, "root.erofs")
 	var image bytes.Buffer
 	if _, err := initramfs.Build(&image, initramfs.Config{
 		Init: daemon, KernelRelease: release, Modules: initramfs.DefaultModules(), LateModules: initramfs.DefaultLateModules(),
