@@ -13,15 +13,15 @@ import (
 )
 
 const (
-	defaultHome = "/"             // as runc and crun have it for a user nobody knows
-	maxPasswd   = 1 << 20         // bytes (containerd CVE-2026-47262)
-	homeTimeout = 5 * time.Second // a file system of the container's own may never answer
+	defaultHome    = "/"     // as runc and crun have it for a user nobody knows
+	maxPasswd      = 1 << 20 // bytes (containerd CVE-2026-47262)
+	mountedTimeout = 5 * time.Second
 )
 
 // homeOf looks the home directory of a user up in /etc/passwd of the container
 // that a live process is in. The file is the container's, so it is resolved
-// inside its root, must be regular and small, and may make us wait only so long;
-// a user it does not have lives in "/".
+// inside its root and must be regular and small; a user it does not have lives
+// in "/".
 func homeOf(ctx context.Context, p *nsexec.Process, uid uint32) (string, error) {
 	root := -1
 	err := p.WhileAlive(func(pid int) (err error) {
@@ -31,6 +31,29 @@ func homeOf(ctx context.Context, p *nsexec.Process, uid uint32) (string, error) 
 	if err != nil {
 		return "", fmt.Errorf("open the container's root: %w", err)
 	}
+	data, err := readInside(root, "etc/passwd", maxPasswd, unix.RESOLVE_NO_XDEV)
+	if err == unix.EXDEV {
+		data, err = readMounted(ctx, root, "etc/passwd", maxPasswd)
+	} else {
+		unix.Close(root)
+	}
+	switch err {
+	case nil:
+	case unix.ENOENT, unix.ENOTDIR, unix.ELOOP:
+		return defaultHome, nil
+	default:
+		return "", fmt.Errorf("look up HOME of uid %d in the container's /etc/passwd: %w", uid, err)
+	}
+	if home := homeInPasswd(data, uid); home != "" {
+		return home, nil
+	}
+	return defaultHome, nil
+}
+
+// readMounted is readInside for a file that is not on the root file system but
+// on something mounted, which may be the container's own (FUSE) and never
+// answer. It takes root over.
+func readMounted(ctx context.Context, root int, path string, limit int64) ([]byte, error) {
 	type answer struct {
 		data []byte
 		err  error
@@ -38,36 +61,25 @@ func homeOf(ctx context.Context, p *nsexec.Process, uid uint32) (string, error) 
 	got := make(chan answer, 1)
 	go func() { // ends at the latest when the container, and its file systems, do
 		defer unix.Close(root)
-		data, err := readInside(root, "etc/passwd", maxPasswd)
+		data, err := readInside(root, path, limit, 0)
 		got <- answer{data, err}
 	}()
-	ctx, cancel := context.WithTimeout(ctx, homeTimeout)
+	ctx, cancel := context.WithTimeout(ctx, mountedTimeout)
 	defer cancel()
-	var a answer
 	select {
-	case a = <-got:
+	case a := <-got:
+		return a.data, a.err
 	case <-ctx.Done():
-		a.err = ctx.Err()
+		return nil, ctx.Err()
 	}
-	switch a.err {
-	case nil:
-	case unix.ENOENT, unix.ENOTDIR, unix.ELOOP:
-		return defaultHome, nil
-	default:
-		return "", fmt.Errorf("look up HOME of uid %d in the container's /etc/passwd: %w", uid, a.err)
-	}
-	if home := homeInPasswd(a.data, uid); home != "" {
-		return home, nil
-	}
-	return defaultHome, nil
 }
 
 // readInside reads a regular file below the directory root, no larger than
 // limit. What the path leads to is looked at before it is opened: to open a
-// device or a fifo could do things or wait.
-func readInside(root int, path string, limit int64) ([]byte, error) {
+// device or a fifo could do things or wait. resolve is for openat2(2).
+func readInside(root int, path string, limit int64, resolve uint64) ([]byte, error) {
 	fd, err := unix.Openat2(root, path, &unix.OpenHow{
-		Flags: unix.O_PATH | unix.O_CLOEXEC, Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS,
+		Flags: unix.O_PATH | unix.O_CLOEXEC, Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS | resolve,
 	})
 	if err != nil {
 		return nil, err

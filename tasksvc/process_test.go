@@ -202,6 +202,7 @@ func TestHostilePasswd(t *testing.T) {
 		"fifo":    {func(p string) error { return unix.Mkfifo(p, 0o644) }, "", "not a regular file"},
 		"device":  {func(p string) error { return unix.Mknod(p, unix.S_IFCHR|0o644, int(unix.Mkdev(1, 5))) }, "", "not a regular file"},
 		"huge":    {func(p string) error { return os.WriteFile(p, make([]byte, maxPasswd+1), 0o644) }, "", "more than the 1048576 allowed"},
+		"mounted": {nil, "/mounted", ""},
 		"garbage": {func(p string) error { return os.WriteFile(p, []byte("\x00:::\nroot:x:0:0:r:relative:sh\n"), 0o644) }, "/", ""},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -211,7 +212,16 @@ func TestHostilePasswd(t *testing.T) {
 			etc := filepath.Join(dir, "rootfs/etc")
 			require.NoError(t, os.Remove(etc+"/passwd"))
 			require.NoError(t, os.WriteFile(etc+"/other", []byte("root:x:0:0:root:/other:/bin/sh\n"), 0o644))
-			require.NoError(t, x.make(etc+"/passwd"))
+			if x.make == nil { // it comes by a bind mount
+				mounted := filepath.Join(t.TempDir(), "passwd")
+				require.NoError(t, os.WriteFile(mounted, []byte("root:x:0:0:root:/mounted:/bin/sh\n"), 0o644))
+				s.Mounts = append(s.Mounts, specs.Mount{Destination: "/etc/passwd", Source: mounted, Type: "bind", Options: []string{"bind"}})
+				data, err := json.Marshal(s)
+				require.NoError(t, err)
+				require.NoError(t, os.WriteFile(filepath.Join(dir, "config.json"), data, 0o600))
+			} else {
+				require.NoError(t, x.make(etc+"/passwd"))
+			}
 			out := h.fifo(name)
 			read := h.reader(out)
 			_, err := h.Create(h.ctx(), &taskv3.CreateTaskRequest{ID: "c", Bundle: dir, Stdout: out})
