@@ -44,9 +44,6 @@ func (c *Compiler) fileSystem(fstype string, e *entry) {
 	}
 	c.idmap(e)
 	c.openFor(fstype, e)
-	if e.tmpcopyup {
-		c.copyUp(e)
-	}
 	if seal {
 		c.keepOpen()
 	}

@@ -35,7 +35,7 @@ func ext4(t *testing.T) string {
 }
 
 func TestIDMap(t *testing.T) {
-	userNS := ids(0, 100000, 65536)
+	src, userNS := ext4(t), ids(0, 100000, 65536)
 	for name, tc := range map[string]struct {
 		userNS  bool
 		uid     []specs.LinuxIDMapping
@@ -54,7 +54,6 @@ func TestIDMap(t *testing.T) {
 		"read-only in user namespace": {true, nil, []string{"rbind", "idmap", "ro", "nosuid"}, "0:0 1:1 1000:1000 65534:65534"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			src := ext4(t)
 			s := defaultSpec(busyboxRoot(t))
 			s.Mounts = append(s.Mounts, specs.Mount{Destination: "/vol", Source: src, Options: tc.options, UIDMappings: tc.uid, GIDMappings: tc.uid})
 			b := box{script: `cd /vol; for f in root one thousand below/root; do stat -c %u:%g $f 2>/dev/null || echo -; done`}

@@ -141,6 +141,9 @@ func (c *Compiler) setUnlocked(e *entry, set nsexec.Insn) {
 // attach moves the detached tree to the destination.
 func (c *Compiler) attach(e *entry) {
 	c.checkDestination(e)
+	if e.tmpcopyup {
+		c.copyUp(e)
+	}
 	if e.rset|e.rclr != 0 {
 		c.setUnlocked(e, c.setAttributes(c.tree, e.rset, e.rclr, unix.AT_RECURSIVE))
 	}
