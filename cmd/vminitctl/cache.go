@@ -7,6 +7,10 @@ import (
 	"path/filepath"
 	"strings"
 	"time"
+
+	"golang.org/x/sys/unix"
+
+	"vminit/internal/sys"
 )
 
 // cacheLife is how long something in the cache that nobody uses stays there.
@@ -19,17 +23,35 @@ type cache struct {
 }
 
 // openCache makes $XDG_CACHE_HOME/vminit, or ~/.cache/vminit, or, where there is
-// no home, a directory for temporary files that is the user's alone.
+// no home that can be written to, a directory for temporary files.
 func openCache() (cache, error) {
-	base, err := os.UserCacheDir()
-	if err != nil {
-		base = filepath.Join(os.TempDir(), fmt.Sprintf("vminit-cache-%d", os.Geteuid()))
+	if base, err := os.UserCacheDir(); err == nil {
+		c := cache{filepath.Join(base, "vminit")}
+		if os.MkdirAll(c.dir, 0o700) == nil && c.own() == nil {
+			return c, nil
+		}
 	}
-	c := cache{filepath.Join(base, "vminit")}
-	if err := os.MkdirAll(c.dir, 0o700); err != nil {
+	c := cache{filepath.Join(os.TempDir(), fmt.Sprintf("vminit-cache-%d", os.Geteuid()))}
+	if err := os.Mkdir(c.dir, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
 		return c, fmt.Errorf("make cache directory: %w (set XDG_CACHE_HOME to a place that can be written)", err)
 	}
-	return c, nil
+	return c, c.own()
+}
+
+// own makes sure that what is in the cache was put there by this user: guests
+// boot from it.
+func (c cache) own() error {
+	var st unix.Stat_t
+	if err := unix.Lstat(c.dir, &st); err != nil {
+		return &os.PathError{Op: "stat", Path: c.dir, Err: err}
+	}
+	if st.Mode&unix.S_IFMT != unix.S_IFDIR || int(st.Uid) != os.Geteuid() || st.Mode&0o022 != 0 {
+		return sys.Mark(sys.ErrState, fmt.Errorf("cache %s is not a directory that only this user can write to: remove it, or set XDG_CACHE_HOME", c.dir))
+	}
+	if err := unix.Access(c.dir, unix.W_OK); err != nil {
+		return &os.PathError{Op: "access", Path: c.dir, Err: err}
+	}
+	return nil
 }
 
 // get returns the path of a file, made by fill if it is not there. Two

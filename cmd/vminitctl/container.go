@@ -34,6 +34,8 @@ type container struct {
 
 	stdio   *stdio
 	created bool
+
+	outOfMemory bool // it was killed for that
 }
 
 // drainTimeout is how long output may come after its process has ended. The
@@ -68,9 +70,7 @@ func (c *container) run(ctx context.Context) (code int, err error) {
 	if err != nil {
 		return 0, exitError{exitFailure, fmt.Errorf("wait for %s: %w", c.id, describe(err))}
 	}
-	if status == 128+int(unix.SIGKILL) && oom() {
-		fmt.Fprintf(os.Stderr, "vminitctl: %s was out of memory and killed: give it more with --memory\n", c.id)
-	}
+	c.outOfMemory = status == 128+int(unix.SIGKILL) && oom()
 	return status, nil
 }
 

@@ -126,6 +126,9 @@ func (o *runOptions) run(ctx context.Context, g *globals) (code int, err error) 
 	if cause := context.Cause(ctx); cause != nil {
 		err = cause
 	}
+	if c.outOfMemory {
+		fmt.Fprintf(os.Stderr, "vminitctl: %s was out of memory and killed: give it more with --memory\n", c.id)
+	}
 	if err := place.leave(ctx); err != nil {
 		fmt.Fprintf(os.Stderr, "vminitctl: %v\n", err)
 	}

@@ -93,6 +93,9 @@ func TestRunInVM(t *testing.T) {
 		}
 		require.Contains(t, vminitctl(t, "", "vm", "timeline").stdout, "boot/kernel")
 		require.Contains(t, vminitctl(t, "", "vm", "logs").stdout, "vminitd starts")
+		drawing := filepath.Join(t.TempDir(), "t.svg")
+		require.Zero(t, vminitctl(t, "", "vm", "timeline", "--svg", drawing).code)
+		require.FileExists(t, drawing)
 		r := vminitctl(t, "", "vm", "boot", "--name", "stay", "--vminitd", b.daemon)
 		require.Equal(t, 1, r.code)
 		require.Contains(t, r.stderr, "a VM named stay runs already")
@@ -160,6 +163,17 @@ func TestRunInVM(t *testing.T) {
 		require.Equal(t, exitInterrupted, cmd.ProcessState.ExitCode())
 	})
 	t.Run("terminal", func(t *testing.T) { testTerminal(t, b) })
+	t.Run("console", func(t *testing.T) {
+		master, slave := openPTY(t)
+		cmd := command(t.Context(), "vm", "console", "stay")
+		cmd.Stdin, cmd.Stdout, cmd.Stderr = slave, slave, slave
+		require.NoError(t, cmd.Start())
+		require.NoError(t, slave.Close())
+		newTranscript(t, master).await("Ctrl-] disconnects")
+		_, err := master.WriteString("\x1d")
+		require.NoError(t, err)
+		require.NoError(t, cmd.Wait())
+	})
 	t.Run("bundle", func(t *testing.T) {
 		dir := t.TempDir()
 		spec := defaultSpec("default", "x")

@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"encoding/xml"
 	"errors"
 	"os"
 	"path/filepath"
@@ -153,6 +154,28 @@ func TestCache(t *testing.T) {
 	require.Len(t, entries, 1) // neither the expired nor the broken
 }
 
+func TestOpenCache(t *testing.T) {
+	home := t.TempDir()
+	t.Setenv("XDG_CACHE_HOME", home)
+	c, err := openCache()
+	require.NoError(t, err)
+	require.Equal(t, filepath.Join(home, "vminit"), c.dir)
+
+	// One that others can write to is not taken, nor one that cannot be made.
+	tmp := t.TempDir()
+	t.Setenv("TMPDIR", tmp)
+	require.NoError(t, os.Chmod(c.dir, 0o777))
+	c, err = openCache()
+	require.NoError(t, err)
+	require.Equal(t, tmp, filepath.Dir(c.dir))
+	t.Setenv("XDG_CACHE_HOME", "/dev/null")
+	_, err = openCache()
+	require.NoError(t, err)
+	require.NoError(t, os.Chmod(c.dir, 0o770))
+	_, err = openCache()
+	require.ErrorIs(t, err, sys.ErrState)
+}
+
 func TestSignals(t *testing.T) {
 	ctx, s := watchSignals(t.Context())
 	got := make(chan unix.Signal, 8)
@@ -197,6 +220,12 @@ func TestTimeline(t *testing.T) {
      900.0        50.0  host   create
      900.0              host   guest serves
 `, "\n"), out.String())
+
+	out.Reset()
+	require.NoError(t, tl.draw(&out))
+	require.NoError(t, xml.Unmarshal(out.Bytes(), new(struct{})))
+	require.Equal(t, 5+1, strings.Count(out.String(), "<rect"))
+	require.Equal(t, 100*time.Millisecond, gridStep(900*time.Millisecond))
 }
 
 // TestCommandTree makes sure that every verb explains itself and takes the

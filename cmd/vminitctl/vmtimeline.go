@@ -1,7 +1,9 @@
 package main
 
 import (
+	"errors"
 	"fmt"
+	"os"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -11,7 +13,8 @@ import (
 )
 
 func newVMTimelineCommand(g *globals) *cobra.Command {
-	return &cobra.Command{
+	var svg string
+	cmd := &cobra.Command{
 		Use:               "timeline [NAME]",
 		Short:             "Print what took how long in a VM, from power-on",
 		Args:              cobra.MaximumNArgs(1),
@@ -38,7 +41,23 @@ func newVMTimelineCommand(g *globals) *cobra.Command {
 			case status.Code(err) != codes.Unimplemented:
 				return fmt.Errorf("vm timeline: %w", describe(err))
 			}
-			return t.print(cmd.OutOrStdout(), g.json)
+			if svg == "" {
+				return t.print(cmd.OutOrStdout(), g.json)
+			}
+			if err := drawTo(svg, t); err != nil {
+				return fmt.Errorf("vm timeline: %w", err)
+			}
+			return nil
 		},
 	}
+	cmd.Flags().StringVar(&svg, "svg", "", "draw it into this file instead of printing it")
+	return cmd
+}
+
+func drawTo(path string, t *timeline) error {
+	f, err := os.Create(path)
+	if err != nil {
+		return err
+	}
+	return errors.Join(t.draw(f), f.Close())
 }

@@ -125,6 +125,18 @@ func testContext(t *testing.T) context.Context {
 func TestBoot(t *testing.T) {
 	c := testConfig(t)
 	ctx := testContext(t)
+	// The guest uses none of this; QEMU must take it.
+	disk, unlinked := filepath.Join(t.TempDir(), "disk, raw"), filepath.Join(t.TempDir(), "gone")
+	for _, path := range []string{disk, unlinked} {
+		require.NoError(t, os.WriteFile(path, make([]byte, 1<<20), 0o600))
+	}
+	f, err := os.Open(unlinked)
+	require.NoError(t, err)
+	defer f.Close()
+	require.NoError(t, os.Remove(unlinked))
+	c.Disks = []Disk{{Path: disk, Serial: "data"}, {File: f, ReadOnly: true}}
+	c.Shares = []Share{{Dir: t.TempDir(), Tag: "share0", ReadOnly: true}}
+	c.HotplugSlots = 1
 	vm, err := Boot(ctx, c)
 	require.NoError(t, err)
 	ended := false
