@@ -86,18 +86,23 @@ func (p *process) awaitExit(ctx context.Context) (nsexec.ExitStatus, error) {
 	return p.exit, nil
 }
 
-// watch waits for the end of a launched process. One goroutine per process.
+// watch waits for the end of a launched process. One goroutine per process. The
+// exit is published even if something before that fails.
 func (p *process) watch() {
 	c := p.container
 	<-p.handle.Done()
-	if p.id == "" {
-		c.killRest()
-	}
-	p.io.drain(time.Now().Add(drainTimeout))
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	p.exit = p.handle.Exit()
-	if p.early.exit() {
-		c.settleExit(p)
-	}
+	guard(c.svc.log, "end of "+p.name(), func() {
+		if p.id == "" {
+			c.killRest()
+		}
+		p.io.drain(time.Now().Add(drainTimeout))
+	})
+	guard(c.svc.log, "exit of "+p.name(), func() {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		p.exit = p.handle.Exit()
+		if p.early.exit() {
+			c.settleExit(p)
+		}
+	})
 }

@@ -93,7 +93,7 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 		switch {
 		case err == nil:
 			pause = 0
-			go s.ServeConn(ctx, c)
+			go guard(s.log, "connection", func() { s.ServeConn(ctx, c) })
 		case s.isStopped():
 			return ttrpc.ErrServerClosed
 		case outOfResources(err):
@@ -130,17 +130,18 @@ func (s *Server) ServeConn(ctx context.Context, nc net.Conn) {
 	s.calls.Add(1)
 	s.mu.Unlock()
 	defer s.calls.Done()
+	defer func() {
+		c.Close()
+		s.mu.Lock()
+		delete(s.conns, c)
+		s.mu.Unlock()
+		s.log.Debug("disconnected", "peer", nc.RemoteAddr())
+	}()
 	s.log.Debug("connected", "peer", nc.RemoteAddr())
 
 	// One ttrpc.Serve per connection, so that its calls can find it in ctx.
 	ctx = log.WithLogger(context.WithValue(ctx, connKey{}, c), s.ttrpcLog)
 	s.ttrpc.Serve(ctx, &oneConn{conn: c})
-
-	c.Close()
-	s.mu.Lock()
-	delete(s.conns, c)
-	s.mu.Unlock()
-	s.log.Debug("disconnected", "peer", nc.RemoteAddr())
 }
 
 // Shutdown ends the server: it closes the listeners, waits until every call

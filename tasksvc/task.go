@@ -50,6 +50,7 @@ func (s *Service) Create(ctx context.Context, r *taskv3.CreateTaskRequest) (*tas
 		s.forget(c)
 		return nil, err
 	}
+	c.watchOOM()
 	close(c.created)
 	return &taskv3.CreateTaskResponse{Pid: c.init.pid()}, nil
 }

@@ -8,6 +8,7 @@ import (
 	"net"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/containerd/ttrpc"
 	"golang.org/x/sys/unix"
@@ -103,7 +104,7 @@ func serve(c serviceConfig) (*services, error) {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	s.cancel = cancel
-	s.run.Go(func() { launcher.ReapOrphans(ctx) })
+	s.background(ctx, c.Log, "reaper", func() error { launcher.ReapOrphans(ctx); return nil })
 	if err := s.open(ctx, c); err != nil {
 		return nil, errors.Join(err, s.stop(ctx))
 	}
@@ -126,28 +127,28 @@ func (s *services) open(ctx context.Context, c serviceConfig) error {
 		if err != nil {
 			return err
 		}
-		s.background(c.Log, "stream port", func() error { return s.hub.Serve(ctx, l) })
+		s.background(ctx, c.Log, "stream port", func() error { return s.hub.Serve(ctx, l) })
 	}
 	if o.EventsForward != "" {
 		f, err := tasksvc.NewForwarder(s.events, o.EventsForward, c.Log)
 		if err != nil {
 			return err
 		}
-		s.background(c.Log, "events forward", func() error { return f.Run(ctx) })
+		s.background(ctx, c.Log, "events forward", func() error { return f.Run(ctx) })
 	}
 	if o.RPC == rpcDial {
 		conn, err := vsockstream.Dial(ctx, fmt.Sprintf("vsock://2:%d", o.RPCPort))
 		if err != nil {
 			return err
 		}
-		s.background(c.Log, "control connection", func() error { s.server.ServeConn(ctx, conn); return nil })
+		s.background(ctx, c.Log, "control connection", func() error { s.server.ServeConn(ctx, conn); return nil })
 		return nil
 	}
 	l, err := c.listen(rpc)
 	if err != nil {
 		return err
 	}
-	s.background(c.Log, "control port", func() error { return s.server.Serve(ctx, l) })
+	s.background(ctx, c.Log, "control port", func() error { return s.server.Serve(ctx, l) })
 	return nil
 }
 
@@ -166,12 +167,23 @@ func (c serviceConfig) listen(address string) (net.Listener, error) {
 	return config.Listen("vsock://any:" + port)
 }
 
-// background runs fn until the services are stopped and logs an early end.
-func (s *services) background(log *slog.Logger, name string, fn func() error) {
+// background runs fn until the services are stopped and logs an early end. A
+// panic in it does not end the guest: fn is started again.
+func (s *services) background(ctx context.Context, log *slog.Logger, name string, fn func() error) {
 	s.run.Go(func() {
-		err := fn()
-		if err != nil && !errors.Is(err, ttrpc.ErrServerClosed) && !errors.Is(err, net.ErrClosed) && !errors.Is(err, context.Canceled) {
-			log.Error(name+" has ended", "error", err)
+		for {
+			err := tasksvc.Guard(log, name, fn)
+			if err != nil && !errors.Is(err, ttrpc.ErrServerClosed) && !errors.Is(err, net.ErrClosed) && !errors.Is(err, context.Canceled) {
+				log.Error(name+" has ended", "error", err)
+			}
+			if !errors.Is(err, tasksvc.ErrPanic) {
+				return
+			}
+			select {
+			case <-ctx.Done():
+				return
+			case <-time.After(time.Second): // not all of the CPU for a lasting failure
+			}
 		}
 	})
 }
