@@ -30,9 +30,36 @@ func (a *assembly) makeDirs(m *Mount) error {
 }
 
 func (a *assembly) makeDir(spec string) error {
+	base := filepath.Join(a.bundle, "mounts")
+	d, err := parseDir(base, spec)
+	if err != nil {
+		return err
+	}
+	root, err := os.OpenRoot(base)
+	if err != nil {
+		return err
+	}
+	defer root.Close()
+	if err := root.MkdirAll(d.rel, 0o755); err != nil {
+		return err
+	}
+	if err := root.Chmod(d.rel, os.FileMode(d.mode&0o777)|stickyBits(d.mode)); err != nil {
+		return err
+	}
+	return root.Lchown(d.rel, int(d.uid), int(d.gid))
+}
+
+// newDir is a directory to be made.
+type newDir struct {
+	rel            string
+	mode, uid, gid uint64
+}
+
+// parseDir reads PATH[:mode[:uid[:gid]]], where PATH is inside base.
+func parseDir(base, spec string) (newDir, error) {
 	f := strings.Split(spec, ":")
 	if len(f) > 4 {
-		return sys.Invalidf("more than path, mode, uid and gid")
+		return newDir{}, sys.Invalidf("more than path, mode, uid and gid")
 	}
 	num := [4]uint64{1: 0o700}
 	for i := 1; i < len(f); i++ {
@@ -42,27 +69,15 @@ func (a *assembly) makeDir(spec string) error {
 		}
 		n, err := strconv.ParseUint(f[i], base, 31)
 		if err != nil || i == 1 && n > 0o7777 {
-			return sys.Invalidf("%q is not a number of its kind", f[i])
+			return newDir{}, sys.Invalidf("%q is not a number of its kind", f[i])
 		}
 		num[i] = n
 	}
-	base := filepath.Join(a.bundle, "mounts")
 	rel, err := filepath.Rel(base, filepath.Clean(f[0]))
 	if err != nil || !filepath.IsLocal(rel) || rel == "." {
-		return sys.Invalidf("%s is not inside %s", f[0], base)
+		return newDir{}, sys.Invalidf("%s is not inside %s", f[0], base)
 	}
-	root, err := os.OpenRoot(base)
-	if err != nil {
-		return err
-	}
-	defer root.Close()
-	if err := root.MkdirAll(rel, 0o755); err != nil {
-		return err
-	}
-	if err := root.Chmod(rel, os.FileMode(num[1]&0o777)|stickyBits(num[1])); err != nil {
-		return err
-	}
-	return root.Lchown(rel, int(num[2]), int(num[3]))
+	return newDir{rel, num[1], num[2], num[3]}, nil
 }
 
 // stickyBits translates the upper mode bits to os.FileMode's.

@@ -66,9 +66,17 @@ type Compiler struct {
 type entry struct {
 	*specs.Mount
 	mountOptions
+	rel    string     // the destination, below the root
 	opened bool       // Open has done so already and left the tree in
 	cell   nsexec.Arg // this cell
 }
+
+// What a config may ask for at most. It is hostile, and work for some of it
+// grows with the square.
+const (
+	maxMounts  = 4096
+	maxOptions = 1024 // of one mount
+)
 
 // NewCompiler starts the file system of a container. It appends nothing yet.
 func NewCompiler(p *nsexec.Program, spec *specs.Spec, opt Options) *Compiler {
@@ -81,6 +89,10 @@ func NewCompiler(p *nsexec.Program, spec *specs.Spec, opt Options) *Compiler {
 		c.spec = &specs.Spec{Root: &specs.Root{Path: "/"}}
 	}
 	c.fillOptions()
+	if n := len(c.spec.Mounts); n > maxMounts {
+		p.Fail(sys.Invalidf("mounts: there are %d, more than %d", n, maxMounts))
+		c.spec = &specs.Spec{Root: c.spec.Root}
+	}
 	for i := range c.spec.Mounts {
 		e, err := c.parse(&c.spec.Mounts[i])
 		if err != nil {
@@ -140,7 +152,7 @@ func (c *Compiler) Open() {
 		return
 	}
 	for i := range c.mounts {
-		if e := &c.mounts[i]; c.isBind(e) {
+		if e := &c.mounts[i]; c.isBind(e) && c.p.Err() == nil {
 			c.p.Step("open %s to mount it on %s", c.source(e), e.Destination)
 			c.openSource(e)
 			e.opened, e.cell = true, c.p.Words(0)
@@ -152,6 +164,9 @@ func (c *Compiler) Open() {
 // Build mounts everything, makes devices and hides what is to be hidden.
 func (c *Compiler) Build() {
 	for i := range c.mounts {
+		if c.p.Err() != nil {
+			return
+		}
 		c.mount(&c.mounts[i])
 	}
 	if !c.ownDev() {

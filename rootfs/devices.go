@@ -32,7 +32,7 @@ var devLinks = [][2]string{
 // made in it, as in runc.
 func (c *Compiler) ownDev() bool {
 	for i := range c.mounts {
-		if e := &c.mounts[i]; inside(e.Destination) == "dev" && c.isBind(e) {
+		if e := &c.mounts[i]; e.rel == "dev" && c.isBind(e) {
 			return true
 		}
 	}
@@ -107,8 +107,8 @@ func parseDevice(d *specs.LinuxDevice) (node, error) {
 	switch {
 	case n.kind == 0:
 		return n, sys.Invalidf("linux.devices: %s is of type %q, which is not c, u, b or p", d.Path, d.Type)
-	case !path.IsAbs(d.Path) || n.rel == "":
-		return n, sys.Invalidf("linux.devices: %q is not an absolute path below /", d.Path)
+	case !path.IsAbs(d.Path) || n.rel == "" || len(d.Path) >= maxPath:
+		return n, sys.Invalidf("linux.devices: %.100q is not an absolute path below /", d.Path)
 	case n.kind == unix.S_IFIFO:
 		n.major, n.minor = 0, 0
 	case d.Major < 0 || d.Major >= 1<<12 || d.Minor < 0 || d.Minor >= 1<<20: // what dev_t holds
@@ -173,7 +173,7 @@ func (c *Compiler) bindDevice(n node) {
 		}
 		source = "/dev/" + name
 	}
-	e := &entry{Mount: &specs.Mount{Destination: n.Path, Source: source}, mountOptions: mountOptions{bind: true}}
+	e := &entry{Mount: &specs.Mount{Destination: n.Path, Source: source}, mountOptions: mountOptions{bind: true}, rel: n.rel}
 	p.Step("mount %s on %s", source, n.Path)
 	p.Call(unix.SYS_OPEN_TREE, nsexec.Int(unix.AT_FDCWD), p.Str(source), nsexec.Int(unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)).Store(c.tree)
 	c.statx(c.tree, c.stat)

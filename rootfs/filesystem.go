@@ -63,7 +63,7 @@ func (c *Compiler) openFor(fstype string, e *entry) {
 			c.p.Call(unix.SYS_FCHMODAT, c.tree.Arg(), c.p.Str("."), c.fs.Arg())
 		}
 	}
-	c.open(inside(e.Destination), flags)
+	c.open(e.rel, flags)
 }
 
 // sharedView: file systems that show a namespace, and where the guest has them.
@@ -120,7 +120,7 @@ func sharedSuper(fstype string) bool {
 // sealLater: a read-only tmpfs is writable until all that goes into it is
 // there: devices, mount points, its old contents.
 func sealLater(fstype string, e *entry) bool {
-	return e.set&unix.MOUNT_ATTR_RDONLY != 0 && (fstype == "tmpfs" || inside(e.Destination) == "dev")
+	return e.set&unix.MOUNT_ATTR_RDONLY != 0 && (fstype == "tmpfs" || e.rel == "dev")
 }
 
 // keepOpen puts c.tree aside for seal, and a copy in its place.
@@ -145,7 +145,7 @@ func (c *Compiler) mountByData(fstype string, e *entry, options []string) {
 		p.Fail(sys.Invalidf("mount %s: the options are %d bytes long, the kernel takes less than a page", e.Destination, len(data)))
 		return
 	}
-	c.open(inside(e.Destination), openFlags{dir: true})
+	c.open(e.rel, openFlags{dir: true})
 	c.checkDestination(e)
 	p.Call(unix.SYS_FCHDIR, c.dest.Arg())
 	c.close(c.dest)
@@ -154,7 +154,7 @@ func (c *Compiler) mountByData(fstype string, e *entry, options []string) {
 	if e.rset|e.rclr == 0 && len(e.propagation) == 0 {
 		return
 	}
-	c.open(inside(e.Destination), openFlags{dir: true})
+	c.open(e.rel, openFlags{dir: true})
 	if e.rset|e.rclr != 0 {
 		c.setAttributes(c.dest, e.rset, e.rclr, unix.AT_RECURSIVE)
 	}

@@ -9,10 +9,10 @@ import (
 // readonlyPath binds a path over itself, read-only with all that is below.
 func (c *Compiler) readonlyPath(name string) {
 	p := c.p
-	p.Step("make %s read-only", name)
-	if inside(name) == "" {
+	if inside(name) == "" || p.Err() != nil {
 		return
 	}
+	p.Step("make %s read-only", name)
 	found := p.Call(unix.SYS_OPENAT2, c.root.Arg(), p.Str(inside(name)), c.how(unix.O_PATH, pathResolve), nsexec.Int(24)).Store(c.dest).Ignore(unix.ENOENT, unix.ENOTDIR)
 	p.IfOK(found, func() {
 		p.Call(unix.SYS_OPEN_TREE, c.dest.Arg(), p.Str(""), nsexec.Int(unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_EMPTY_PATH|unix.AT_RECURSIVE)).Store(c.tree)
@@ -30,7 +30,7 @@ func (c *Compiler) maskedPaths(names []string) {
 	p := c.p
 	p.SetReg(c.mask, ^uint64(0))
 	for _, name := range names {
-		if inside(name) == "" {
+		if inside(name) == "" || p.Err() != nil {
 			continue
 		}
 		p.Step("mask %s", name)

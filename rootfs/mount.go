@@ -17,16 +17,22 @@ func (c *Compiler) parse(m *specs.Mount) (entry, error) {
 	invalid := func(format string, args ...any) (entry, error) {
 		return entry{Mount: m}, sys.Invalidf("mount "+strings.ReplaceAll(m.Destination, "%", "%%")+": "+format, args...)
 	}
+	if len(m.Destination) >= maxPath {
+		return entry{Mount: m}, sys.Invalidf("mount %.40s...: the destination is longer than a path can be", m.Destination)
+	}
+	if len(m.Options) > maxOptions {
+		return invalid("%d options, more than %d", len(m.Options), maxOptions)
+	}
 	o, err := parseOptions(m.Options)
 	if err != nil {
 		return invalid("%w", err)
 	}
-	e := entry{Mount: m, mountOptions: o}
+	e := entry{Mount: m, mountOptions: o, rel: inside(m.Destination)}
 	if len(m.UIDMappings)+len(m.GIDMappings) > 0 {
 		e.idmap = true
 	}
 	switch {
-	case m.Destination == "" || inside(m.Destination) == "":
+	case m.Destination == "" || e.rel == "":
 		return invalid("the destination must be a path below /")
 	case (len(m.UIDMappings) == 0) != (len(m.GIDMappings) == 0):
 		return invalid("uidMappings and gidMappings belong together")
@@ -125,7 +131,7 @@ func (c *Compiler) bind(e *entry) {
 	if e.set|e.clr != 0 {
 		c.setUnlocked(e, c.setAttributes(c.tree, e.set, e.clr, 0))
 	}
-	c.open(inside(e.Destination), openFlags{dir: isDir})
+	c.open(e.rel, openFlags{dir: isDir})
 	c.attach(e)
 }
 
@@ -166,7 +172,7 @@ func (c *Compiler) checkDestination(e *entry) {
 	c.statx(c.dest, c.stat)
 	p.FailIfEqual(unix.EINVAL, "mount "+e.Destination+": the destination is the container's root itself",
 		[2]nsexec.Arg{c.stat.Plus(statxIno), c.id.Plus(statxIno)}, [2]nsexec.Arg{c.stat.Plus(statxMntID), c.id.Plus(statxMntID)})
-	if rel := inside(e.Destination); rel == "proc" || strings.HasPrefix(rel, "proc/") {
+	if e.rel == "proc" || strings.HasPrefix(e.rel, "proc/") {
 		return // procAllows
 	}
 	buf := p.Buffer(128) // struct statfs; f_type comes first
@@ -184,12 +190,11 @@ var procFiles = []string{
 // container's confinement relies on (CVE-2019-16884, CVE-2023-28642).
 func procAllows(e *entry) bool {
 	bind := e.bind || e.Type == "bind"
-	rel := inside(e.Destination)
-	below, ok := strings.CutPrefix(rel, "proc/")
+	below, ok := strings.CutPrefix(e.rel, "proc/")
 	switch {
 	case ok:
 		return bind && slices.Contains(procFiles, below)
-	case rel == "proc":
+	case e.rel == "proc":
 		return !bind || e.Source == "/proc"
 	}
 	return true

@@ -21,7 +21,7 @@ func (c *Compiler) remount(e *entry) {
 	}
 	p.Step("remount %s", e.Destination)
 	how := c.how(unix.O_PATH, pathResolve)
-	p.Call(unix.SYS_OPENAT2, c.root.Arg(), p.Str(inside(e.Destination)), how, nsexec.Int(24)).Store(c.dest)
+	p.Call(unix.SYS_OPENAT2, c.root.Arg(), p.Str(e.rel), how, nsexec.Int(24)).Store(c.dest)
 	if !e.bind && fstype != "" {
 		c.reconfigure(fstype, e)
 	}
@@ -62,7 +62,7 @@ func (c *Compiler) ownFileSystem(e *entry) string {
 		switch {
 		case m == e:
 			return fstype
-		case m.remount || inside(m.Destination) != inside(e.Destination):
+		case m.remount || m.rel != e.rel:
 		case c.isBind(m) || sharedSuper(m.Type) && m.Type != "proc" || isCgroup(m.Type):
 			fstype = ""
 		default:

@@ -92,7 +92,6 @@ func checkSpec(s *specs.Spec) error {
 		name  string
 	}{
 		{s.Hooks != nil && !emptyHooks(s.Hooks), "hooks"},
-		{s.Linux.MountLabel != "", "linux.mountLabel"},
 	} {
 		if x.asked {
 			return sys.Unsupportedf("%s is not supported yet", x.name)
