@@ -3,7 +3,6 @@ package nsexec
 import (
 	"encoding/binary"
 	"fmt"
-	"math"
 	"strings"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
@@ -91,9 +90,6 @@ func capList(mask uint64) (names []string) {
 	}
 	return names
 }
-
-// Capabilities returns the names of all capabilities we know.
-func Capabilities() []string { return capList(math.MaxUint64) }
 
 // heldCapabilities are those this process may pass on (capget(2)).
 func heldCapabilities() (uint64, error) {

@@ -31,11 +31,12 @@ type plan struct {
 	warnings []string
 }
 
-// outside are the settings of a process in a user namespace that only its
-// parent may make.
+// outside are the settings of a process that its parent makes: those that in a
+// user namespace only it may make, and its place in resctrl.
 type outside struct {
 	limits   nsexec.Limits
 	oomScore *int
+	tasks    []string // files the pid is written to
 }
 
 // attend is what the parent does for a child that waits at a gate.
@@ -67,6 +68,7 @@ type compileOptions struct {
 	seccomp   *seccomp.Cache
 	launcher  *nsexec.Launcher   // will run it; nil for a plan to look at
 	oomAdjust int                // the daemon's own oom_score_adj, which a workload must not inherit
+	tasks     []string           // files the pid is written to, see rdtGroup
 	home      string             // HOME of an exec whose environment has none
 	affinity  *specs.CPUAffinity // of an exec that has none of its own
 }
@@ -86,7 +88,7 @@ func compileInit(spec *specs.Spec, ns namespaces, o compileOptions) (*plan, erro
 	pl.enterNamespaces(ns, linux)
 	if userNS { // procfs would refuse the child
 		score := oomScore(spec.Process)
-		pl.outside = &outside{oomScore: &score}
+		pl.fromOutside().oomScore = &score
 	} else {
 		pl.setOOMScore(spec.Process, o)
 	}
@@ -195,14 +197,14 @@ func (pl *plan) finish(proc *specs.Process, linux *specs.Linux, gate string, use
 	if userNS {
 		f.Grantable = math.MaxUint64
 		if !f.Limits.IsZero() {
-			if pl.outside == nil {
-				pl.outside = &outside{}
-			}
-			pl.outside.limits, f.Limits = f.Limits, nsexec.Limits{}
+			pl.fromOutside().limits, f.Limits = f.Limits, nsexec.Limits{}
 		}
-		if pl.outside != nil && gate == "" {
-			gate = gateLimits
-		}
+	}
+	if len(o.tasks) > 0 {
+		pl.fromOutside().tasks = o.tasks
+	}
+	if pl.outside != nil && gate == "" {
+		gate = gateLimits
 	}
 	if linux.Personality != nil {
 		p.SetPersonality(linux.Personality)
@@ -224,6 +226,13 @@ func (pl *plan) finish(proc *specs.Process, linux *specs.Linux, gate string, use
 	done := p.Finish(f)
 	pl.last = done.Gate
 	pl.warnings = append(pl.warnings, done.Warnings...)
+}
+
+func (pl *plan) fromOutside() *outside {
+	if pl.outside == nil {
+		pl.outside = &outside{}
+	}
+	return pl.outside
 }
 
 // setLabels has the process change to its LSM labels when it executes the

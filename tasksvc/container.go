@@ -30,6 +30,7 @@ type container struct {
 	spec    *specs.Spec
 	join    uint64 // namespaces an exec enters, CLONE_NEW* flags
 	cgroup  *cgroup2.Cgroup
+	rdt     *rdtGroup    // nil without linux.intelRdt
 	unmount func() error // the rootfs mounts, in reverse
 	init    *process
 

@@ -59,10 +59,14 @@ func (s *Service) create(ctx context.Context, c *container, r *taskv3.CreateTask
 	if err := s.makeCgroup(c, &back); err != nil {
 		return err
 	}
+	if err := c.makeRdt(&back); err != nil {
+		return err
+	}
 	p := c.init
 	p.spec = c.spec.Process
 	pl, err := compileInit(c.spec, ns, compileOptions{
 		id: c.id, bundle: c.bundle, cgroup: filepath.Join(s.cfg.CgroupMount, c.cgroup.Path()), newRing: !o.noKeyring, seccomp: &s.seccomp, launcher: s.cfg.Launcher, oomAdjust: s.oomAdjust,
+		tasks: c.rdt.taskFiles(),
 	})
 	if err != nil {
 		return err
@@ -150,6 +154,27 @@ func (s *Service) makeCgroup(c *container, back *undo) (err error) {
 		return err
 	}
 	c.resources = resources
+	return nil
+}
+
+// makeRdt makes the container's group in resctrl.
+func (c *container) makeRdt(back *undo) error {
+	config := c.spec.Linux.IntelRdt
+	if config == nil {
+		return nil
+	}
+	r, err := findResctrl()
+	if err != nil {
+		return err
+	}
+	if c.rdt, err = r.group(c.id, config); err != nil {
+		return err
+	}
+	back.add(func() {
+		if err := c.rdt.release(); err != nil {
+			c.svc.log.Error("after a failed create", "container", c.id, "error", err)
+		}
+	})
 	return nil
 }
 

@@ -73,6 +73,9 @@ func (c *container) teardown(ctx context.Context, p *process, execs []*process, 
 	if err := c.cgroup.Delete(ctx); err != nil {
 		return err
 	}
+	if err := c.rdt.release(); err != nil {
+		return err
+	}
 	if err := c.unmount(); err != nil {
 		return err
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"strconv"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -81,13 +82,21 @@ func (o *outside) apply(child *nsexec.Process) error {
 	if o == nil {
 		return nil
 	}
-	if o.oomScore != nil {
-		err := child.WhileAlive(func(pid int) error {
-			return os.WriteFile(fmt.Sprintf("/proc/%d/oom_score_adj", pid), fmt.Append(nil, *o.oomScore), 0)
-		})
-		if err != nil {
-			return fmt.Errorf("set the OOM score: %w", err)
+	err := child.WhileAlive(func(pid int) error {
+		if o.oomScore != nil {
+			if err := os.WriteFile(fmt.Sprintf("/proc/%d/oom_score_adj", pid), fmt.Append(nil, *o.oomScore), 0); err != nil {
+				return fmt.Errorf("set the OOM score: %w", err)
+			}
 		}
+		for _, file := range o.tasks {
+			if err := appendLine(file, strconv.Itoa(pid)); err != nil {
+				return fmt.Errorf("linux.intelRdt: %w", err)
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return err
 	}
 	return o.limits.Apply(child)
 }

@@ -133,17 +133,19 @@ func TestExecPlans(t *testing.T) {
 		join  uint64
 		edit  func(*specs.Process)
 		linux specs.Linux
+		tasks []string
 	}{
 		"default":  {join: all, edit: func(*specs.Process) {}},
 		"process":  {join: all, edit: busyProcess, linux: specs.Linux{Personality: &specs.LinuxPersonality{Domain: specs.PerLinux}}},
 		"userns":   {join: all | unix.CLONE_NEWUSER, edit: busyProcess},
+		"resctrl":  {join: all, edit: func(*specs.Process) {}, tasks: []string{"/sys/fs/resctrl/gold/tasks"}},
 		"terminal": {join: all, edit: func(p *specs.Process) { p.Terminal, p.User.UID = true, 1000 }},
 	} {
 		t.Run(name, func(t *testing.T) {
 			proc := plainSpec().Process
 			proc.Env = nil
 			x.edit(proc)
-			pl, _, err := compileExec(proc, &x.linux, x.join, compileOptions{id: "ID", seccomp: new(seccomp.Cache), home: "/root"})
+			pl, _, err := compileExec(proc, &x.linux, x.join, compileOptions{id: "ID", seccomp: new(seccomp.Cache), home: "/root", tasks: x.tasks})
 			require.NoError(t, err)
 			defer pl.program.Close()
 			golden(t, "exec-"+name+".golden", pl.program.String())

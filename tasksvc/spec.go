@@ -100,6 +100,9 @@ func checkSpec(s *specs.Spec) error {
 	return nil
 }
 
+// hookNames are the hooks that are run: none yet.
+var hookNames []string
+
 func emptyHooks(h *specs.Hooks) bool {
 	return len(h.Prestart)+len(h.CreateRuntime)+len(h.CreateContainer)+len(h.StartContainer)+len(h.Poststart)+len(h.Poststop) == 0 //nolint:staticcheck // prestart is deprecated, not gone
 }
@@ -115,9 +118,6 @@ func checkPlan(s *specs.Spec, ns namespaces) error {
 	}
 	if len(l.TimeOffsets) > 0 && ns.fresh&unix.CLONE_NEWTIME == 0 {
 		return sys.Invalidf("linux.timeOffsets needs a new time namespace")
-	}
-	if l.IntelRdt != nil {
-		return checkIntelRdt()
 	}
 	return checkNetDevices(l.NetDevices, ns.all())
 }

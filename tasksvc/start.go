@@ -80,7 +80,7 @@ func (c *container) launchExec(ctx context.Context, p *process) (err error) {
 		}
 	}()
 	init := c.init.handle
-	o := compileOptions{id: c.id, newRing: true, seccomp: &c.svc.seccomp, launcher: c.svc.cfg.Launcher, oomAdjust: c.svc.oomAdjust}
+	o := compileOptions{id: c.id, newRing: true, seccomp: &c.svc.seccomp, launcher: c.svc.cfg.Launcher, oomAdjust: c.svc.oomAdjust, tasks: c.rdt.taskFiles()}
 	if nsexec.NeedsHome(p.spec.Env) {
 		if o.home, err = homeOf(ctx, init, p.spec.User.UID); err != nil {
 			return err
