@@ -84,7 +84,7 @@ func TestHostileConfig(t *testing.T) {
 			{"unknown rlimit", edit(func(s *specs.Spec) { s.Process.Rlimits = []specs.POSIXRlimit{{Type: "RLIMIT_LUCK"}} }), codes.InvalidArgument, "RLIMIT_LUCK"},
 			{"soft above hard", edit(func(s *specs.Spec) {
 				s.Process.Rlimits = []specs.POSIXRlimit{{Type: "RLIMIT_NOFILE", Soft: 2, Hard: 1}}
-			}), codes.Unknown, "RLIMIT_NOFILE"},
+			}), codes.InvalidArgument, "RLIMIT_NOFILE"},
 			{"oomScoreAdj 2000", edit(func(s *specs.Spec) { s.Process.OOMScoreAdj = ptr(2000) }), codes.InvalidArgument, "oomScoreAdj"},
 
 			{"sysctl of the guest", edit(func(s *specs.Spec) { s.Linux.Sysctl = map[string]string{"kernel.core_pattern": "|/bin/sh"} }), codes.InvalidArgument, "kernel.core_pattern"},

@@ -63,7 +63,7 @@ func TestTerminalDialogue(t *testing.T) {
 	ctx := Context(t)
 	for _, exec := range []bool{false, true} {
 		t.Run(fmt.Sprintf("exec=%t", exec), func(t *testing.T) {
-			d := g.dialogue(ctx, t, exec, `trap 'stty size' WINCH; trap 'echo interrupted; exit 5' INT; stty size; while read line; do echo "got $line"; done`)
+			d := g.dialogue(ctx, t, exec, `trap 'stty size' WINCH; trap 'echo interrupted; exit 5' INT; stty size; while :; do read line && echo "got $line"; done`)
 			d.expect("40 100")
 			require.NoError(t, g.resize(ctx, d.p, 133, 37))
 			d.send("\n") // the shell runs its trap when read returns
