@@ -76,7 +76,7 @@ func (l *ladder) guest(packages []pkg) error {
 		return err
 	}
 	for _, p := range packages {
-		if err := l.inContainer(g, p); err != nil {
+		if err := l.twice(p.path, func() error { return l.inContainer(g, p) }); err != nil {
 			l.total.failed++
 			fmt.Fprintf(l.out, "--- FAIL: [vm] %s: %v\nthe guest's console ends with:%s\n", p.path, err, g.VM.Console(40))
 		}
