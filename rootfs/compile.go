@@ -75,6 +75,7 @@ type entry struct {
 // grows with the square.
 const (
 	maxMounts  = 4096
+	maxDevices = 4096
 	maxOptions = 1024 // of one mount
 )
 

@@ -81,6 +81,36 @@ func (c *Compiler) open(rel string, f openFlags) {
 	}
 }
 
+// find opens what must not be made, leaves it in c.dest and emits found, or
+// missing, which may be nil, if there is nothing. Somebody who renames or mounts meanwhile may
+// have it tried again: not below /proc, where no link leads up.
+func (c *Compiler) find(rel string, flags uint64, found, missing func()) {
+	p := c.p
+	path, how := p.Str(rel), c.how(unix.O_PATH|flags, pathResolve)
+	try := func() nsexec.Insn {
+		return p.Call(unix.SYS_OPENAT2, c.root.Arg(), path, how, nsexec.Int(24)).Store(c.dest).Ignore(unix.ENOENT, unix.ENOTDIR)
+	}
+	first := try()
+	if strings.HasPrefix(rel, "proc/") {
+		if missing == nil {
+			p.IfOK(first, found)
+		} else {
+			p.IfElse(first, found, missing)
+		}
+		return
+	}
+	var last nsexec.Insn
+	p.IfError(first.Ignore(unix.ENOENT, unix.ENOTDIR, unix.EAGAIN), func() {
+		again := try().Ignore(unix.ENOENT, unix.ENOTDIR, unix.EAGAIN)
+		p.IfError(again, func() { last = try() })
+	})
+	found()
+	if missing == nil {
+		missing = func() {}
+	}
+	p.Catch(missing, last)
+}
+
 func (c *Compiler) openByParent(rel string, dir bool, flags uint64) {
 	if c.path == nsexec.Nil {
 		c.path = c.p.Buffer(maxPath)

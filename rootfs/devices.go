@@ -42,6 +42,10 @@ func (c *Compiler) ownDev() bool {
 // devices makes nodes and links, one directory after the other.
 func (c *Compiler) devices() {
 	p := c.p
+	if n := len(c.linux.Devices); n > maxDevices {
+		p.Fail(sys.Invalidf("linux.devices: there are %d, more than %d", n, maxDevices))
+		return
+	}
 	named := map[string]bool{}
 	nodes := make([]node, 0, len(c.linux.Devices)+len(defaultDevices))
 	for i := range c.linux.Devices {
@@ -60,6 +64,9 @@ func (c *Compiler) devices() {
 	}
 	dir := "" // what is open in c.dest
 	for _, n := range nodes {
+		if p.Err() != nil {
+			return
+		}
 		if c.owns(unix.CLONE_NEWUSER) && n.kind != unix.S_IFIFO {
 			c.bindDevice(n)
 			continue

@@ -34,7 +34,7 @@ type box struct {
 	keep      uint64 // namespaces it shares with the test
 	maps      []specs.LinuxIDMapping
 	script    string
-	args      []string // instead of a script
+	terminal  bool
 	beforeRun func(pid int)
 }
 
@@ -73,10 +73,10 @@ func (b box) run(t testing.TB, spec *specs.Spec) (string, error) {
 	attend := map[nsexec.GateID]Attend{}
 	gate := func(name string, do Attend) { attend[p.Gate(name)] = do }
 	b.compile(p, spec, gate)
-	if b.args == nil {
-		b.args = []string{"/bin/sh", "-c", b.script}
+	if b.terminal {
+		p.SetupTerminal(0, true)
 	}
-	last := p.Finish(nsexec.Finish{Process: &specs.Process{Cwd: "/", Args: b.args, Env: []string{"PATH=/bin"}}, Gate: "start"}).Gate
+	last := p.Finish(nsexec.Finish{Process: &specs.Process{Cwd: "/", Args: []string{"/bin/sh", "-c", b.script}, Env: []string{"PATH=/bin"}}, Gate: "start"}).Gate
 	if os.Getenv("PRINT_PLAN") != "" {
 		t.Log(p.String())
 	}

@@ -13,14 +13,13 @@ func (c *Compiler) readonlyPath(name string) {
 		return
 	}
 	p.Step("make %s read-only", name)
-	found := p.Call(unix.SYS_OPENAT2, c.root.Arg(), p.Str(inside(name)), c.how(unix.O_PATH, pathResolve), nsexec.Int(24)).Store(c.dest).Ignore(unix.ENOENT, unix.ENOTDIR)
-	p.IfOK(found, func() {
+	c.find(inside(name), 0, func() {
 		p.Call(unix.SYS_OPEN_TREE, c.dest.Arg(), p.Str(""), nsexec.Int(unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_EMPTY_PATH|unix.AT_RECURSIVE)).Store(c.tree)
 		c.setAttributes(c.tree, unix.MOUNT_ATTR_RDONLY, 0, unix.AT_RECURSIVE)
 		c.moveMount()
 		c.close(c.tree)
 		c.close(c.dest)
-	})
+	}, nil)
 }
 
 // maskedPaths hides directories behind an empty read-only tmpfs (one for all)
@@ -34,12 +33,8 @@ func (c *Compiler) maskedPaths(names []string) {
 			continue
 		}
 		p.Step("mask %s", name)
-		rel := p.Str(inside(name))
-		open := func(flags uint64) nsexec.Insn {
-			return p.Call(unix.SYS_OPENAT2, c.root.Arg(), rel, c.how(unix.O_PATH|flags, pathResolve), nsexec.Int(24)).Store(c.dest).Ignore(unix.ENOENT, unix.ENOTDIR)
-		}
-		p.IfElse(open(unix.O_DIRECTORY), c.maskDir, func() {
-			p.IfOK(open(0), c.maskFile)
+		c.find(inside(name), unix.O_DIRECTORY, c.maskDir, func() {
+			c.find(inside(name), 0, c.maskFile, nil)
 		})
 	}
 }

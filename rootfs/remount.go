@@ -20,8 +20,12 @@ func (c *Compiler) remount(e *entry) {
 		return
 	}
 	p.Step("remount %s", e.Destination)
-	how := c.how(unix.O_PATH, pathResolve)
-	p.Call(unix.SYS_OPENAT2, c.root.Arg(), p.Str(e.rel), how, nsexec.Int(24)).Store(c.dest)
+	c.find(e.rel, 0, func() { c.remountDest(fstype, e) }, func() {
+		p.FailWith(unix.ENOENT, "remount "+e.Destination+": no such file or directory")
+	})
+}
+
+func (c *Compiler) remountDest(fstype string, e *entry) {
 	if !e.bind && fstype != "" {
 		c.reconfigure(fstype, e)
 	}

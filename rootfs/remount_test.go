@@ -47,7 +47,7 @@ func TestRemount(t *testing.T) {
 
 func TestRemountErrors(t *testing.T) {
 	for want, mounts := range map[string][]specs.Mount{
-		"remount /nosuch: no such file or directory (openat2)":             {mount("/nosuch", "", "", "remount ro")},
+		"remount /nosuch: no such file or directory":                       {mount("/nosuch", "", "", "remount ro")},
 		"remount /tmp: invalid argument (mount_setattr)":                   {mount("/tmp", "", "", "remount ro")},
 		"mount /sys: remount with options of the file system (size=1)":     {mount("/sys", "sysfs", "", "remount size=1")},
 		"mount /dev/shm: remount with options of the file system (size=1)": {mount("/dev/shm", "tmpfs", "", "remount bind size=1")},
