@@ -83,7 +83,7 @@ func compileInit(spec *specs.Spec, ns namespaces, o compileOptions) (*plan, erro
 	if err != nil {
 		return nil, err
 	}
-	pl, linux, own := &plan{program: p, warnings: foreign(spec)}, spec.Linux, ns.all()
+	pl, linux, own := &plan{program: p, warnings: ignored(spec)}, spec.Linux, ns.all()
 	userNS := own&unix.CLONE_NEWUSER != 0
 	pl.enterNamespaces(ns, linux)
 	if userNS { // procfs would refuse the child

@@ -122,16 +122,38 @@ func checkPlan(s *specs.Spec, ns namespaces) error {
 	return checkNetDevices(l.NetDevices, ns.all())
 }
 
-// foreign lists the parts of a config that are for other platforms. The spec
-// has properties a runtime does not know ignored, not refused.
-func foreign(s *specs.Spec) (warnings []string) {
-	for _, x := range []struct {
-		there bool
-		name  string
-	}{{s.Solaris != nil, "solaris"}, {s.Windows != nil, "windows"}, {s.VM != nil, "vm"}, {s.ZOS != nil, "zos"}, {s.FreeBSD != nil, "freebsd"}} {
-		if x.there {
-			warnings = append(warnings, x.name+" is ignored: it is for another platform")
+// ignored lists what is in a config and has no effect, for the log: parts for
+// other platforms, and knobs of cgroup v1 that tune what v2 does not have. The
+// spec has unknown properties ignored, not refused; runc and crun pass over the
+// knobs, and hosts set them without asking.
+func ignored(s *specs.Spec) (warnings []string) {
+	warn := func(there bool, name, why string) {
+		if there {
+			warnings = append(warnings, name+" is ignored: "+why)
 		}
+	}
+	const platform = "it is for another platform"
+	warn(s.Solaris != nil, "solaris", platform)
+	warn(s.Windows != nil, "windows", platform)
+	warn(s.VM != nil, "vm", platform)
+	warn(s.ZOS != nil, "zos", platform)
+	warn(s.FreeBSD != nil, "freebsd", platform)
+	r := s.Linux.Resources
+	if r == nil {
+		return warnings
+	}
+	const v1 = "cgroup v2 does not have it"
+	if m := r.Memory; m != nil {
+		warn(m.Kernel != nil && *m.Kernel > 0, "linux.resources.memory.kernel", v1) //nolint:staticcheck // deprecated, not gone
+		warn(m.Swappiness != nil, "linux.resources.memory.swappiness", v1)
+		warn(m.UseHierarchy != nil && !*m.UseHierarchy, "linux.resources.memory.useHierarchy", "cgroup v2 is always hierarchical")
+	}
+	if b := r.BlockIO; b != nil {
+		leaf := b.LeafWeight != nil
+		for _, d := range b.WeightDevice {
+			leaf = leaf || d.LeafWeight != nil
+		}
+		warn(leaf, "linux.resources.blockIO.leafWeight", v1)
 	}
 	return warnings
 }

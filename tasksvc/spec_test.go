@@ -85,20 +85,30 @@ func compileJSON(data []byte) (*plan, error) {
 	return compileInit(spec, ns, compileOptions{id: "id", bundle: "/bundle", cgroup: "/cgroup", newRing: true, seccomp: new(seccomp.Cache)})
 }
 
-// Parts for other platforms are ignored, as the spec wants of what a runtime
-// does not know, and said.
-func TestForeignPlatforms(t *testing.T) {
+// Parts for other platforms, and what only cgroup v1 has, are ignored, and said.
+func TestIgnored(t *testing.T) {
 	s := testSpec("true")
 	s.Solaris, s.Windows, s.VM, s.ZOS, s.FreeBSD = &specs.Solaris{}, &specs.Windows{}, &specs.VM{}, &specs.ZOS{}, &specs.FreeBSD{}
+	s.Linux.Resources = &specs.LinuxResources{
+		Memory:  &specs.LinuxMemory{Kernel: ptr(int64(1)), Swappiness: ptr(uint64(60)), UseHierarchy: ptr(false)},
+		BlockIO: &specs.LinuxBlockIO{WeightDevice: []specs.LinuxWeightDevice{{LeafWeight: ptr(uint16(10))}}},
+	}
 	pl, err := compileBytes(t, s)
 	require.NoError(t, err)
 	defer pl.program.Close()
-	require.Equal(t, []string{"solaris", "windows", "vm", "zos", "freebsd"}, func() (names []string) {
-		for _, w := range pl.warnings {
-			names = append(names, strings.Fields(w)[0])
-		}
-		return names
-	}())
+	var names []string
+	for _, w := range pl.warnings {
+		name, _, _ := strings.Cut(w, " is ignored: ")
+		names = append(names, strings.TrimPrefix(name, "linux.resources."))
+	}
+	require.Equal(t, []string{"solaris", "windows", "vm", "zos", "freebsd", "memory.kernel", "memory.swappiness", "memory.useHierarchy", "blockIO.leafWeight"}, names)
+
+	s = testSpec("true")
+	s.Linux.Resources = &specs.LinuxResources{Memory: &specs.LinuxMemory{UseHierarchy: ptr(true), Kernel: ptr(int64(-1))}}
+	pl, err = compileBytes(t, s)
+	require.NoError(t, err)
+	require.Empty(t, pl.warnings)
+	require.NoError(t, pl.program.Close())
 }
 
 // Unknown properties are ignored, as config.md, "Extensibility", has it.
@@ -150,4 +160,21 @@ func TestSpecFile(t *testing.T) {
 	require.NoError(t, os.Symlink("/etc/passwd", name))
 	_, err = loadSpec(dir)
 	require.Error(t, err)
+}
+
+// What the specification has and we do not is refused, and says so.
+func TestNotYet(t *testing.T) {
+	for text, edit := range map[string]func(*specs.Spec){
+		"hooks is not supported yet": func(s *specs.Spec) { s.Hooks = &specs.Hooks{Poststop: []specs.Hook{{Path: "/bin/true"}}} },
+		"SCMP_ACT_NOTIFY is not supported yet": func(s *specs.Spec) {
+			s.Linux.Seccomp = &specs.LinuxSeccomp{DefaultAction: specs.ActAllow, ListenerPath: "/run/agent", ListenerMetadata: "x",
+				Syscalls: []specs.LinuxSyscall{{Names: []string{"mkdir"}, Action: specs.ActNotify}}}
+		},
+	} {
+		s := testSpec("true")
+		edit(s)
+		_, err := compileBytes(t, s)
+		require.ErrorIs(t, err, sys.ErrUnsupported)
+		require.ErrorContains(t, err, text)
+	}
 }
