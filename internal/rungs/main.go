@@ -87,6 +87,14 @@ func asUser() []string {
 	return []string{"setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--inh-caps=-all", "--bounding-set=-all"}
 }
 
+// needToolchain are the packages whose tests build programs or run the go
+// command, which an ordinary user of a root-owned checkout cannot; rung root
+// runs all of them.
+var needToolchain = []string{
+	"vminit/cmd/vminitctl", "vminit/cmd/vminitd", "vminit/internal/house", "vminit/internal/initramfs", "vminit/internal/microvm",
+	"vminit/internal/vhostvsock", "vminit/internal/vmtest", "vminit/internal/vmtest/probe", "vminit/internal/vmtest/testroot",
+}
+
 // pkg is a package with tests.
 type pkg struct{ path, dir string }
 

@@ -253,3 +253,21 @@ func TestOCIVersions(t *testing.T) {
 		require.ErrorContains(t, err, v)
 	}
 }
+
+// TestOCICgroupsPath: absolute or not, a path is below the containers' tree, and
+// none leads out of it.
+func TestOCICgroupsPath(t *testing.T) {
+	g := Shared(t)
+	ctx := Context(t)
+	for path, want := range map[string]string{"/pods/a": "/vminit/pods/a", "b": "/vminit/b"} {
+		spec := Spec()
+		spec.Linux.CgroupsPath = path
+		spec.Linux.Namespaces = spec.Linux.Namespaces[:5] // all but the cgroup namespace
+		require.Equal(t, want, g.Look(ctx, t, spec).Cgroup.Path)
+	}
+	for _, path := range []string{"../x", "/", "a/../../b", "/a/./b"} {
+		spec := Spec("/bin/true")
+		spec.Linux.CgroupsPath = path
+		require.ErrorContains(t, g.refused(ctx, t, &taskv3.CreateTaskRequest{}, marshal(t, spec)), "cgroupsPath", path)
+	}
+}

@@ -40,9 +40,12 @@ func Spec(args ...string) *specs.Spec {
 }
 
 // RootMounts gives a container the shared root image with a tmpfs for writes.
-func RootMounts() []*types.Mount {
+func RootMounts() []*types.Mount { return RootMountsOf("/dev/vda") }
+
+// RootMountsOf is RootMounts with another disk.
+func RootMountsOf(disk string) []*types.Mount {
 	return []*types.Mount{
-		{Type: "erofs", Source: "/dev/vda", Options: []string{"ro"}},
+		{Type: "erofs", Source: disk, Options: []string{"ro"}},
 		{Type: "tmpfs", Source: "tmpfs"},
 		{Type: "format/mkdir/overlay", Source: "overlay", Options: []string{
 			"X-containerd.mkdir.path={{ mount 1 }}/upper:0755", "X-containerd.mkdir.path={{ mount 1 }}/work:0755",

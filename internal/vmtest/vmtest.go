@@ -4,13 +4,10 @@
 package vmtest
 
 import (
-	"bytes"
 	"context"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
-	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -22,10 +19,7 @@ import (
 	bundleapi "vminit/api/services/bundle/v1"
 	guestapi "vminit/api/services/guest/v1"
 	systemapi "vminit/api/services/system/v1"
-	"vminit/internal/initramfs"
 	"vminit/internal/microvm"
-	"vminit/internal/rootimage"
-	"vminit/internal/vmtest/testroot"
 )
 
 // bootTimeout is generous: under TCG on a busy machine everything takes long.
@@ -99,13 +93,17 @@ func Main(m *testing.M) {
 	os.Exit(code)
 }
 
-func boot(edit func(*microvm.Config)) (*Guest, error) {
+func boot(edit func(*microvm.Config), modules ...string) (*Guest, error) {
 	a, err := artifacts()
 	if err != nil {
 		return nil, err
 	}
+	initrd, err := a.image(modules)
+	if err != nil {
+		return nil, err
+	}
 	c := microvm.Config{
-		StateRoot: filepath.Join(scratch(), "vms"), Kernel: a.kernel, Initrd: a.initrd, CPUs: 2, MemoryMiB: 1024,
+		StateRoot: filepath.Join(scratch(), "vms"), Kernel: a.kernel, Initrd: initrd, CPUs: 2, MemoryMiB: 1024,
 		Disks: []microvm.Disk{{Path: a.root, ReadOnly: true, Serial: "root"}},
 	}
 	if edit != nil {
@@ -155,52 +153,3 @@ func (g *Guest) Shutdown() error {
 		return fmt.Errorf("the guest did not power off; its console ends with:%s", g.VM.Console(30))
 	}
 }
-
-// built are the files a guest is made of.
-type built struct{ daemon, kernel, initrd, root, probe string }
-
-// scratch is this test binary's directory.
-var scratch = sync.OnceValue(func() string {
-	dir, err := os.MkdirTemp("", "vmtest-")
-	if err != nil {
-		panic(err)
-	}
-	return dir
-})
-
-// artifacts builds the daemon, its image and a root file system, once.
-var artifacts = sync.OnceValues(func() (b built, err error) {
-	dir := scratch()
-	daemon := filepath.Join(dir, "vminitd")
-	build := exec.Command("go", "build", "-trimpath", "-tags", "no_grpc", "-ldflags", "-s -w -X main.version=test", "-o", daemon, "vminit/cmd/vminitd")
-	build.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := build.CombinedOutput(); err != nil {
-		return b, fmt.Errorf("build vminitd: %w: %s", err, out)
-	}
-	kernel, release, err := initramfs.FindKernel()
-	if err != nil {
-		return b, err
-	}
-	b.daemon, b.kernel, b.initrd, b.root = daemon, kernel, filepath.Join(dir, "initrd"), filepath.Join(dir, "root.erofs")
-	var image bytes.Buffer
-	if _, err := initramfs.Build(&image, initramfs.Config{
-		Init: daemon, KernelRelease: release, Modules: initramfs.DefaultModules(), LateModules: initramfs.DefaultLateModules(),
-	}); err != nil {
-		return b, err
-	}
-	if err := os.WriteFile(b.initrd, image.Bytes(), 0o644); err != nil {
-		return b, err
-	}
-	if b.probe, err = testroot.Probe(dir); err != nil {
-		return b, err
-	}
-	root := filepath.Join(dir, "root")
-	if err := testroot.Build(root, testroot.WithProbe(b.probe)); err != nil {
-		return b, err
-	}
-	_, err = rootimage.Build(context.Background(), b.root, root, rootimage.Options{})
-	return b, err
-})
-
-// lines splits text for comparisons.
-func lines(s string) []string { return strings.Split(strings.TrimRight(s, "\n"), "\n") }
