@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"sync"
 
 	"github.com/containerd/ttrpc"
 
@@ -28,11 +29,14 @@ var reservedInBundle = []string{"rootfs", "mounts"}
 // and never touches anything outside it.
 type Bundles struct {
 	root string
+
+	mu   sync.Mutex // guards made
+	made map[string]bool
 }
 
 // NewBundles returns the service over the directory root (/run/bundles in
 // a guest), which is made when the first bundle is.
-func NewBundles(root string) *Bundles { return &Bundles{root: root} }
+func NewBundles(root string) *Bundles { return &Bundles{root: root, made: map[string]bool{}} }
 
 // Register adds the service to srv.
 func (b *Bundles) Register(srv *ttrpc.Server) { bundleapi.RegisterTTRPCBundleService(srv, b) }
@@ -64,6 +68,9 @@ func (b *Bundles) Create(_ context.Context, req *bundleapi.CreateRequest) (*bund
 		}
 		return nil, err
 	}
+	b.mu.Lock()
+	b.made[req.Id] = true
+	b.mu.Unlock()
 	return &bundleapi.CreateResponse{Bundle: filepath.Join(b.root, req.Id)}, nil
 }
 

@@ -35,6 +35,7 @@ type Config struct {
 	CgroupMount string           // where the tree's hierarchy is mounted
 	Streams     *vsockstream.Hub // nil: stream:// URIs are refused
 	Events      *Exchange
+	Bundles     *Bundles        // its bundles go with their containers; may be nil
 	Settled     <-chan struct{} // closed when the guest is ready for containers
 	Shutdown    func()          // called once by a Shutdown that is carried out
 	Version     string
@@ -88,6 +89,26 @@ func (s *Service) forget(c *container) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.containers, containerKey{c.namespace, c.id})
+}
+
+// removeBundle removes the bundle of a container that has been deleted, if it
+// is one of ours and no other container uses it. That the container is gone
+// does not depend on it.
+func (s *Service) removeBundle(c *container) {
+	if s.cfg.Bundles == nil {
+		return
+	}
+	s.mu.Lock()
+	for _, other := range s.containers {
+		if other.bundle == c.bundle {
+			s.mu.Unlock()
+			return
+		}
+	}
+	s.mu.Unlock()
+	if err := s.cfg.Bundles.Remove(c.bundle); err != nil {
+		s.log.Warn("the bundle stays", "container", c.id, "error", err)
+	}
 }
 
 // find returns a container that has been created.

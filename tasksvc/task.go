@@ -116,6 +116,7 @@ func (s *Service) Delete(ctx context.Context, r *taskv3.DeleteRequest) (*taskv3.
 		err = c.deleteExec(ctx, p)
 	} else if err = c.deleteInit(ctx); err == nil {
 		s.forget(c)
+		s.removeBundle(c)
 	}
 	if err != nil {
 		return nil, err

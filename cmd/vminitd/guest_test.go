@@ -99,6 +99,7 @@ func (d *daemon) checkEverything() {
 	report("modules", wantFile("/proc/modules", "vmw_vsock_virtio_transport", "overlay", "erofs", "virtio_net"))
 	report("hostname", wantFile("/proc/sys/kernel/hostname", "box"))
 	report("resolv.conf", wantFile("/etc/resolv.conf", "nameserver 10.0.2.3\n"))
+	report("features", wantFile(featuresFile, `"containerd.io/runtime-allow-mounts":"mkdir/*,format/*,erofs,ext4"`, `"containerd.io/vm-type":"microvm"`))
 	report("hosts", wantFile("/etc/hosts", "localhost"))
 	report("default route", wantFile("/proc/net/route", "eth0\t00000000\t0202000A"))
 	report("address", checkAddress("eth0", "10.0.2.15/24"))

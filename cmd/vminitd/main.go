@@ -88,6 +88,7 @@ func (d *daemon) settle(r *boot.Runner) {
 	})
 	r.Optional("hostname", func() error { return boot.SetHostname(network.Hostname) })
 	r.Optional("network files", network.WriteFiles)
+	r.Optional("features file", writeFeatures)
 	r.Optional("network", func() error {
 		ctx, cancel := context.WithTimeout(context.Background(), interfaceTimeout)
 		defer cancel()

@@ -73,6 +73,7 @@ func serve(c serviceConfig) (*services, error) {
 		events: tasksvc.NewExchange(c.Log),
 		hub:    vsockstream.NewHub(vsockstream.HubConfig{Framing: framing, Logger: c.Log}),
 	}
+	bundles := tasksvc.NewBundles(bundleRoot)
 	s.tasks, err = tasksvc.NewService(tasksvc.Config{
 		Launcher: launcher,
 		Cgroups: sync.OnceValues(func() (*cgroup2.Tree, error) {
@@ -81,6 +82,7 @@ func serve(c serviceConfig) (*services, error) {
 		CgroupMount: cgroupMount,
 		Streams:     s.hub,
 		Events:      s.events,
+		Bundles:     bundles,
 		Settled:     c.Settled,
 		Shutdown:    func() { c.Shutdown(power.Off, "the host asked for it") },
 		Version:     c.Version,
@@ -91,7 +93,7 @@ func serve(c serviceConfig) (*services, error) {
 	}
 	s.server, err = tasksvc.NewServer(c.Log,
 		s.tasks.Register,
-		tasksvc.NewBundles(bundleRoot).Register,
+		bundles.Register,
 		tasksvc.NewSystem(c.Version, "/sys").Register,
 		tasksvc.NewEvents(s.events, c.Log).Register,
 		tasksvc.NewMounts().Register,
