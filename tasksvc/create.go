@@ -90,6 +90,7 @@ func (s *Service) create(ctx context.Context, c *container, r *taskv3.CreateTask
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	p.busy = ""
+	close(p.launched)
 	c.exits.launched(p)
 	c.publish("/tasks/create", &eventsapi.TaskCreate{
 		ContainerID: c.id, Bundle: c.bundle, Rootfs: r.Rootfs, Checkpoint: r.Checkpoint, Pid: p.pid(),

@@ -18,6 +18,7 @@ type process struct {
 	id        string         // exec id, "" for init; immutable
 	spec      *specs.Process // immutable once created; nil when config.json has none
 	uris      stdioURIs      // immutable
+	launched  chan struct{}  // closed when handle and io are set
 	exited    chan struct{}  // closed when the exit is final and published
 
 	state State
@@ -33,7 +34,7 @@ type process struct {
 }
 
 func newProcess(c *container, id string, spec *specs.Process, uris stdioURIs) *process {
-	return &process{container: c, id: id, spec: spec, uris: uris, state: Created, exited: make(chan struct{})}
+	return &process{container: c, id: id, spec: spec, uris: uris, state: Created, launched: make(chan struct{}), exited: make(chan struct{})}
 }
 
 // name is how errors call the process.

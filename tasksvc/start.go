@@ -125,6 +125,7 @@ func (c *container) launchExec(ctx context.Context, p *process) (err error) {
 	})
 	c.mu.Lock()
 	p.handle, p.io = child.Process, io
+	close(p.launched)
 	c.exits.launched(p)
 	c.mu.Unlock()
 	go p.watch()

@@ -37,7 +37,11 @@ type stdioURIs struct {
 type stdio struct {
 	uris  stdioURIs
 	child [3]*os.File // the process's own ends, closed once it has them
-	hold  io.Closer   // the writing side of a stdin fifo, until CloseIO
+	hold  io.Closer   // the writing side of stdin, until CloseIO: of a fifo, or rpcIn
+
+	// What the StdIO service serves, see rpcio.go; nil for other URIs.
+	rpcIn  *rpcInput
+	rpcOut [2]*rpcOutput
 
 	mu    sync.Mutex // guards all below
 	in    *vsockstream.Pump
@@ -66,7 +70,7 @@ func (s *stdio) open(ctx context.Context, hub *vsockstream.Hub, uid, gid int) er
 		return err
 	}
 	for i, uri := range []string{s.uris.stdout, s.uris.stderr} {
-		if i == 1 && uri != "" && uri == s.uris.stdout {
+		if i == 1 && uri != "" && uri == s.uris.stdout && schemeOf(uri) != "rpcio" {
 			s.child[2] = s.child[1]
 			break
 		}
@@ -81,7 +85,7 @@ func (s *stdio) openInput(ctx context.Context, hub *vsockstream.Hub, uid, gid in
 	if s.uris.stdin == "" {
 		return s.null(0)
 	}
-	src, err := s.openEnd(ctx, hub, s.uris.stdin, false)
+	src, err := s.openEnd(ctx, hub, s.uris.stdin, 0)
 	if err != nil {
 		return fmt.Errorf("stdin %s: %w", s.uris.stdin, err)
 	}
@@ -99,7 +103,7 @@ func (s *stdio) openOutput(ctx context.Context, hub *vsockstream.Hub, fd int, ur
 	if uri == "" {
 		return s.null(fd)
 	}
-	dst, err := s.openEnd(ctx, hub, uri, true)
+	dst, err := s.openEnd(ctx, hub, uri, fd)
 	if err != nil {
 		return fmt.Errorf("%s %s: %w", [3]string{"stdin", "stdout", "stderr"}[fd], uri, err)
 	}
@@ -129,10 +133,10 @@ func (s *stdio) openTerminal(ctx context.Context, hub *vsockstream.Hub) error {
 		if uri == "" {
 			continue
 		}
-		if i == 1 && uri == s.uris.stdin {
+		if i == 1 && uri == s.uris.stdin && schemeOf(uri) != "rpcio" {
 			return sys.Invalidf("stdin and stdout of a terminal need streams of their own")
 		}
-		end, err := s.openEnd(ctx, hub, uri, i == 1)
+		end, err := s.openEnd(ctx, hub, uri, i)
 		if err != nil {
 			return fmt.Errorf("terminal %s: %w", uri, err)
 		}
@@ -173,8 +177,17 @@ func (s *stdio) attachTerminal(master int) error {
 	return nil
 }
 
-// openEnd opens one URI on the daemon's side.
-func (s *stdio) openEnd(ctx context.Context, hub *vsockstream.Hub, uri string, output bool) (vsockstream.End, error) {
+// schemeOf returns the scheme of a URI; a bare path is a fifo.
+func schemeOf(uri string) string {
+	if scheme, _, ok := strings.Cut(uri, "://"); ok {
+		return scheme
+	}
+	return "fifo"
+}
+
+// openEnd opens one URI on the daemon's side, for the process's fd 0, 1 or 2.
+func (s *stdio) openEnd(ctx context.Context, hub *vsockstream.Hub, uri string, fd int) (vsockstream.End, error) {
+	output := fd > 0
 	scheme, path := "fifo", uri
 	if strings.Contains(uri, "://") {
 		u, err := url.Parse(uri)
@@ -202,10 +215,12 @@ func (s *stdio) openEnd(ctx context.Context, hub *vsockstream.Hub, uri string, o
 			return nil, err
 		}
 		return os.OpenFile(path, os.O_WRONLY|os.O_APPEND|os.O_CREATE|unix.O_NONBLOCK, 0o644)
+	case "rpcio":
+		return s.openRPC(fd)
 	case "binary":
 		return nil, sys.Unsupportedf("logging binaries are not supported yet")
 	}
-	return nil, sys.Invalidf("scheme %q is not one of stream, fifo, file", scheme)
+	return nil, sys.Invalidf("scheme %q is not one of stream, fifo, file, rpcio", scheme)
 }
 
 // openFifo opens a named pipe without waiting for the peer. For output it is
@@ -234,6 +249,18 @@ func (s *stdio) openFifo(path string, output bool) (*os.File, error) {
 		}
 	}
 	return f, nil
+}
+
+// openRPC makes the pipe that the StdIO service is at the other end of.
+func (s *stdio) openRPC(fd int) (end *os.File, err error) {
+	if fd == 0 {
+		if s.rpcIn, end, err = newRPCInput(); err == nil {
+			s.hold = s.rpcIn
+		}
+		return end, err
+	}
+	s.rpcOut[fd-1], end, err = newRPCOutput()
+	return end, err
 }
 
 // null opens /dev/null without telling the poller, which has no use for it.
@@ -343,6 +370,11 @@ func (s *stdio) close() {
 	}
 	if s.hold != nil {
 		s.hold.Close()
+	}
+	for _, o := range s.rpcOut {
+		if o != nil {
+			o.close()
+		}
 	}
 	if s.tty != nil {
 		s.tty.Close()

@@ -94,6 +94,7 @@ func serve(c serviceConfig) (*services, error) {
 	s.server, err = tasksvc.NewServer(c.Log,
 		s.tasks.Register,
 		bundles.Register,
+		tasksvc.NewStdIO(s.tasks).Register,
 		tasksvc.NewSystem(c.Version, "/sys").Register,
 		tasksvc.NewEvents(s.events, c.Log).Register,
 		tasksvc.NewMounts().Register,
