@@ -84,6 +84,13 @@ func (p *Process) PID() int { return p.pid }
 // Done is closed when the process has been reaped.
 func (p *Process) Done() <-chan struct{} { return p.done }
 
+// Reaped reports whether the process has been reaped: Done is closed.
+func (p *Process) Reaped() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.reaped
+}
+
 // Exit returns the exit status; it is meaningful once Done is closed.
 func (p *Process) Exit() ExitStatus {
 	p.mu.Lock()

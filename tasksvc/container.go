@@ -80,9 +80,15 @@ func (c *container) settleStart(p *process, failure error) {
 			c.publish("/tasks/exec-started", &eventsapi.TaskExecStarted{ContainerID: c.id, ExecID: p.id, Pid: p.pid()})
 		}
 	}
-	if p.handle == nil { // it never came to a process
+	switch {
+	case p.handle == nil: // it never came to a process
 		p.exit = nsexec.ExitStatus{Code: 255, At: time.Now()}
 		p.early.ended = true
+	case failure != nil && p.handle.Reaped():
+		p.exit = p.handle.Exit()
+		p.early.ended = true
+	case failure != nil:
+		p.failed = true
 	}
 	if p.early.settled() {
 		c.settleExit(p)

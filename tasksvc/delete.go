@@ -32,6 +32,9 @@ func (c *container) deleteInit(ctx context.Context) error {
 	execs := make([]*process, 0, len(c.execs))
 	for _, e := range c.execs {
 		execs = append(execs, e)
+		if e.state == Created && e.handle == nil && e.busy == "" { // nobody else will say that it never runs
+			c.settleStart(e, errNeverStarted)
+		}
 	}
 	c.mu.Unlock()
 
@@ -45,11 +48,9 @@ func (c *container) deleteInit(ctx context.Context) error {
 	if err := p.state.enter(Deleted); err != nil {
 		return err
 	}
-	if p.ran || created {
-		c.publish("/tasks/delete", &eventsapi.TaskDelete{
-			ContainerID: c.id, ID: c.id, Pid: p.pid(), ExitStatus: uint32(p.exit.Code), ExitedAt: timestamppb.New(p.exit.At),
-		})
-	}
+	c.publish("/tasks/delete", &eventsapi.TaskDelete{
+		ContainerID: c.id, ID: c.id, Pid: p.pid(), ExitStatus: uint32(p.exit.Code), ExitedAt: timestamppb.New(p.exit.At),
+	})
 	return nil
 }
 

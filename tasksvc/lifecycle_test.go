@@ -44,7 +44,7 @@ func TestStartFailure(t *testing.T) {
 	_, err = h.Wait(h.ctx(), &taskv3.WaitRequest{ID: "c1"})
 	require.NoError(t, err)
 	h.delete("c1")
-	require.Equal(t, []string{"/tasks/create"}, topics(sub), "no exit of what was never started")
+	require.Equal(t, []string{"/tasks/create", "/tasks/delete"}, topics(sub), "no exit of what was never started")
 }
 
 // Deleting at once is right after a start that failed, too.

@@ -21,12 +21,13 @@ type process struct {
 	launched  chan struct{}  // closed when handle and io are set
 	exited    chan struct{}  // closed when the exit is final and published
 
-	state State
-	busy  string            // the operation under way, "" if none
-	child *nsexec.Child     // init between Create and Start
-	early earlyExitDetector //
-	ran   bool              // its start was published
-	exit  nsexec.ExitStatus // valid once state is Stopped
+	state  State
+	busy   string            // the operation under way, "" if none
+	child  *nsexec.Child     // init between Create and Start
+	early  earlyExitDetector //
+	ran    bool              // its start was published
+	failed bool              // its start failed, its process is not reaped yet
+	exit   nsexec.ExitStatus // valid once state is Stopped
 
 	// handle and io are set under mu when the process is launched, and stay.
 	handle *nsexec.Process
@@ -66,6 +67,9 @@ func (p *process) begin(operation string, from ...State) error {
 	if p.busy != "" {
 		return sys.Mark(sys.ErrState, fmt.Errorf("%s: %s is under way", p.name(), p.busy))
 	}
+	if p.failed && operation == "start" {
+		return sys.Mark(sys.ErrState, fmt.Errorf("%s: its start has failed", p.name()))
+	}
 	for _, s := range from {
 		if p.state == s {
 			p.busy = operation
@@ -101,6 +105,9 @@ func (p *process) watch() {
 	guard(c.svc.log, "exit of "+p.name(), func() {
 		c.mu.Lock()
 		defer c.mu.Unlock()
+		if p.early.ended { // its start failed and took note of it
+			return
+		}
 		p.exit = p.handle.Exit()
 		if p.early.exit() {
 			c.settleExit(p)

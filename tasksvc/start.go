@@ -2,6 +2,7 @@ package tasksvc
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -29,14 +30,29 @@ func (c *container) start() (uint32, error) {
 		err = child.AwaitExec(time.Now().Add(launchTimeout))
 	}
 	if err != nil {
-		child.Abandon()
-		_ = child.Signal(unix.SIGKILL)
+		endFailed(child)
+	}
+	if errors.Is(err, nsexec.ErrDied) { // killed
+		err = sys.Mark(sys.ErrState, err)
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.settleStart(p, err)
 	return p.pid(), err
 }
+
+// endFailed ends a child whose start has failed and waits a moment until it is
+// reaped, so that the process is known to be stopped when the host is told.
+func endFailed(child *nsexec.Child) {
+	child.Abandon()
+	_ = child.Signal(unix.SIGKILL)
+	select {
+	case <-child.Done():
+	case <-time.After(reapTimeout): // stuck in the kernel: watch takes note of its end
+	}
+}
+
+const reapTimeout = time.Second
 
 // startExec makes the exec's process inside the container.
 func (c *container) startExec(ctx context.Context, p *process) (uint32, error) {
@@ -54,11 +70,35 @@ func (c *container) startExec(ctx context.Context, p *process) (uint32, error) {
 	c.mu.Unlock()
 
 	err = c.launchExec(ctx, p)
+	if err != nil && c.dies(err) {
+		err = sys.Mark(sys.ErrState, fmt.Errorf("container %s has ended: %w", c.id, err))
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.settleStart(p, err)
 	return p.pid(), err
 }
+
+// dies reports whether the start of an exec failed because the container's init
+// was ending, which shows in many ways (ESRCH, ENOENT, ENOMEM) a moment before
+// the init can be waited for.
+func (c *container) dies(failure error) bool {
+	var step *nsexec.StepError
+	switch {
+	case errors.Is(failure, nsexec.ErrDied):
+		return true
+	case errors.As(failure, &step) && step.Syscall == "": // the program is not there, say
+		return c.init.handle.Reaped()
+	}
+	select {
+	case <-c.init.handle.Done():
+		return true
+	case <-time.After(dyingTime):
+		return false
+	}
+}
+
+const dyingTime = 20 * time.Millisecond
 
 // mayExec says whether the container takes a new process. The caller holds mu.
 func (c *container) mayExec() error {
@@ -119,10 +159,7 @@ func (c *container) launchExec(ctx context.Context, p *process) (err error) {
 	if err != nil {
 		return err
 	}
-	back.add(func() {
-		child.Abandon()
-		_ = child.Signal(unix.SIGKILL)
-	})
+	back.add(func() { endFailed(child) })
 	c.mu.Lock()
 	p.handle, p.io = child.Process, io
 	close(p.launched)

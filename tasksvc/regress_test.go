@@ -1,0 +1,116 @@
+package tasksvc
+
+import (
+	"slices"
+	"testing"
+	"time"
+
+	taskv3 "github.com/containerd/containerd/api/runtime/task/v3"
+	tasktypes "github.com/containerd/containerd/api/types/task"
+	"github.com/stretchr/testify/require"
+	"google.golang.org/protobuf/types/known/anypb"
+
+	"vminit/internal/sys"
+)
+
+// What TestModel has found, each by itself.
+
+// A container with execs that were added and never started can be deleted, and
+// who waits for one of those is told that it will never run.
+func TestDeleteWithPromisedExecs(t *testing.T) {
+	h := newHost(t)
+	h.started("c1", "sleep 1000")
+	for _, id := range []string{"e1", "e2"} {
+		h.promise("c1", id, `["true"]`)
+	}
+	waited := make(chan error, 1)
+	ctx := h.ctx()
+	go func() {
+		_, err := h.Wait(ctx, &taskv3.WaitRequest{ID: "c1", ExecID: "e1"})
+		waited <- err
+	}()
+	h.killed("c1")
+	began := time.Now()
+	h.delete("c1")
+	require.Less(t, time.Since(began), 5*time.Second)
+	require.NoError(t, <-waited)
+}
+
+// A start that failed is final, and known to be when it is answered.
+func TestSecondStart(t *testing.T) {
+	h := newHost(t)
+	h.started("c1", "sleep 1000")
+	for range 20 {
+		spec := testSpec("")
+		spec.Process.Args = []string{"nosuchcmd"}
+		_, err := h.Create(h.ctx(), &taskv3.CreateTaskRequest{ID: "bad", Bundle: h.bundle(spec)})
+		require.NoError(t, err)
+		h.promise("c1", "bad", `["nosuchcmd"]`)
+		for id, exec := range map[string]string{"bad": "", "c1": "bad"} {
+			_, err = h.Start(h.ctx(), &taskv3.StartRequest{ID: id, ExecID: exec})
+			require.ErrorContains(t, err, "executable file not found")
+			_, err = h.Start(h.ctx(), &taskv3.StartRequest{ID: id, ExecID: exec})
+			require.ErrorIs(t, err, sys.ErrState)
+			st, err := h.State(h.ctx(), &taskv3.StateRequest{ID: id, ExecID: exec})
+			require.NoError(t, err)
+			require.Equal(t, tasktypes.Status_STOPPED, st.Status)
+			_, err = h.Delete(h.ctx(), &taskv3.DeleteRequest{ID: id, ExecID: exec})
+			require.NoError(t, err)
+		}
+	}
+	h.killed("c1")
+	h.delete("c1")
+}
+
+// What was killed before it was started cannot be started: FailedPrecondition,
+// no start, no exit, but a delete.
+func TestStartOfKilled(t *testing.T) {
+	h := newHost(t)
+	sub := h.events.Subscribe()
+	defer sub.Close()
+	for _, sig := range []uint32{9, 15} {
+		spec := testSpec("sleep 1000")
+		spec.Linux.Namespaces = spec.Linux.Namespaces[1:] // PID 1 of one would not mind a SIGTERM
+		_, err := h.Create(h.ctx(), &taskv3.CreateTaskRequest{ID: "c1", Bundle: h.bundle(spec)})
+		require.NoError(t, err)
+		_, err = h.Kill(h.ctx(), &taskv3.KillRequest{ID: "c1", Signal: sig})
+		require.NoError(t, err)
+		ran := []string{}
+		if sig == 9 {
+			<-h.containers[containerKey{"default", "c1"}].init.exited
+			_, err = h.Start(h.ctx(), &taskv3.StartRequest{ID: "c1"})
+			require.ErrorIs(t, err, sys.ErrState)
+		} else { // pending until the program is loaded, which cannot be told from what comes after
+			_, err = h.Start(h.ctx(), &taskv3.StartRequest{ID: "c1"})
+			require.NoError(t, err)
+			ran = []string{"/tasks/start", "/tasks/exit"}
+		}
+		w, err := h.Wait(h.ctx(), &taskv3.WaitRequest{ID: "c1"})
+		require.NoError(t, err)
+		require.Equal(t, 128+sig, w.ExitStatus)
+		h.delete("c1")
+		require.Equal(t, slices.Concat([]string{"/tasks/create"}, ran, []string{"/tasks/delete"}), topics(sub))
+	}
+}
+
+// started is a container that runs a script.
+func (h *host) started(id, script string) {
+	_, err := h.Create(h.ctx(), &taskv3.CreateTaskRequest{ID: id, Bundle: h.bundle(testSpec(script))})
+	require.NoError(h.t, err)
+	_, err = h.Start(h.ctx(), &taskv3.StartRequest{ID: id})
+	require.NoError(h.t, err)
+}
+
+// promise adds an exec and does not start it.
+func (h *host) promise(id, exec, args string) {
+	_, err := h.Exec(h.ctx(), &taskv3.ExecProcessRequest{ID: id, ExecID: exec, Spec: &anypb.Any{Value: []byte(`{"cwd":"/","args":` + args + `}`)}})
+	require.NoError(h.t, err)
+}
+
+// killed ends a container's init.
+func (h *host) killed(id string) {
+	_, err := h.Kill(h.ctx(), &taskv3.KillRequest{ID: id, Signal: 9})
+	require.NoError(h.t, err)
+	_, err = h.Wait(h.ctx(), &taskv3.WaitRequest{ID: id})
+	require.NoError(h.t, err)
+}
