@@ -187,9 +187,15 @@ func cloneError(f *frame, e unix.Errno) error {
 	return fmt.Errorf("clone3 (%s): %w", decodeFlags(f.clone.flags, cloneFlags), e)
 }
 
+// timerSlack is the kernel's default in nanoseconds (init_task, prctl(2)). The
+// thread that launches may have another: vminitd makes one of the Go runtime's
+// late on purpose, and threads inherit it.
+const timerSlack = 50_000
+
 // closeOthers writes the prologue: the child closes every fd but the inputs and
 // the status socket before it does anything else, so that nothing of the daemon
-// is open when it enters a container's namespaces. Returns the prologue's length.
+// is open when it enters a container's namespaces, and takes the usual timer
+// slack. Returns the prologue's length.
 func (p *Program) closeOthers(status int) (int, error) {
 	keep := []int{status}
 	for _, r := range p.inputs {
@@ -200,8 +206,8 @@ func (p *Program) closeOthers(status int) (int, error) {
 		keep = append(keep, int(fd))
 	}
 	slices.SortFunc(keep, cmp.Compare[int])
-	if len(keep)+1 > maxPrologue {
-		return 0, sys.Invalidf("launch program: more than %d inputs", maxPrologue-2)
+	if len(keep)+2 > maxPrologue {
+		return 0, sys.Invalidf("launch program: more than %d inputs", maxPrologue-3)
 	}
 	n, from := 0, 0
 	for _, fd := range keep {
@@ -212,5 +218,6 @@ func (p *Program) closeOthers(status int) (int, error) {
 		from = fd + 1
 	}
 	*p.mem.prologue(n) = insn{nr: unix.SYS_CLOSE_RANGE, args: [6]uint64{uint64(from), 1<<32 - 1}}
-	return n + 1, nil
+	*p.mem.prologue(n + 1) = insn{nr: unix.SYS_PRCTL, args: [6]uint64{unix.PR_SET_TIMERSLACK, timerSlack}}
+	return n + 2, nil
 }

@@ -3,7 +3,6 @@ package tasksvc
 import (
 	"context"
 	"errors"
-	"fmt"
 	"path/filepath"
 	"time"
 
@@ -43,10 +42,8 @@ func (s *Service) create(ctx context.Context, c *container, r *taskv3.CreateTask
 	if c.spec, err = loadSpec(c.bundle); err != nil {
 		return err
 	}
-	select {
-	case <-s.cfg.Settled:
-	case <-ctx.Done():
-		return fmt.Errorf("wait for the guest to be set up: %w", ctx.Err())
+	if err := s.awaitGuest(ctx, c.spec, r.Rootfs); err != nil {
+		return err
 	}
 	ns, err := parseNamespaces(c.spec.Linux.Namespaces)
 	if err != nil {

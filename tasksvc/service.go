@@ -37,6 +37,7 @@ type Config struct {
 	Events      *Exchange
 	Bundles     *Bundles        // its bundles go with their containers; may be nil
 	Settled     <-chan struct{} // closed when the guest is ready for containers
+	Complete    <-chan struct{} // closed when it has all that a container may ask for; nil: it has
 	Shutdown    func()          // called once by a Shutdown that is carried out
 	Version     string
 	Logger      *slog.Logger

@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -68,6 +69,7 @@ func (o guestOptions) files() (guestFiles, error) {
 	if err != nil {
 		return g, err
 	}
+	c.Modules = slices.DeleteFunc(c.Modules, isMMIO)
 	key, err := imageKey(c)
 	if err != nil {
 		return g, err
@@ -78,6 +80,10 @@ func (o guestOptions) files() (guestFiles, error) {
 	})
 	return g, err
 }
+
+// isMMIO tells the driver of a bus that the machines of this program do not
+// have: theirs is PCI.
+func isMMIO(module string) bool { return strings.HasPrefix(module, "virtio_mmio") }
 
 // unpackedKernel returns the ELF image inside a bzImage, which boots faster, from
 // the cache; or the image as it is if it cannot be unpacked.
@@ -136,9 +142,9 @@ func (o guestOptions) initramfsConfig(release string) (initramfs.Config, error) 
 		return c, nil
 	}
 	c.KernelRelease = release
-	c.Modules, c.LateModules = initramfs.DefaultModules(), initramfs.DefaultLateModules()
+	c.Modules, c.LateModules, c.RestModules = initramfs.DefaultModules(), initramfs.DefaultLateModules(), initramfs.DefaultRestModules()
 	if o.needs != nil {
-		c.LateModules = o.needs
+		c.LateModules, c.RestModules = o.needs, nil
 	}
 	c.StripSignatures = !enforcesSignatures(release)
 	return c, nil
@@ -171,11 +177,11 @@ func findDaemon() (string, error) {
 // imageKey names an image by the contents of all that goes into it.
 func imageKey(c initramfs.Config) (string, error) {
 	h := sha256.New()
-	fmt.Fprintf(h, "vminit initramfs 2\n%q %q %t\n", c.KernelRelease, c.Compression, c.StripSignatures)
+	fmt.Fprintf(h, "vminit initramfs 3\n%q %q %t\n", c.KernelRelease, c.Compression, c.StripSignatures)
 	if err := hashFile(h, c.Init); err != nil {
 		return "", err
 	}
-	for _, names := range [][]string{c.Modules, c.LateModules} {
+	for _, names := range [][]string{c.Modules, c.LateModules, c.RestModules} {
 		if c.KernelRelease == "" {
 			break
 		}

@@ -35,7 +35,7 @@ The same inputs give the same bytes. No privileges are needed.`,
 				c.Modules = modules
 			}
 			if cmd.Flags().Changed("late-modules") {
-				c.LateModules = late
+				c.LateModules, c.RestModules = late, nil
 			}
 			for _, s := range add {
 				f, err := initramfs.ParseFile(s)
@@ -53,7 +53,7 @@ The same inputs give the same bytes. No privileges are needed.`,
 				return json.NewEncoder(out).Encode(info)
 			}
 			_, err = fmt.Fprintf(out, "%s: %d bytes (%d unpacked), %d modules, sha256 %s\n",
-				output, info.Size, info.Unpacked, len(info.Modules)+len(info.LateModules), info.SHA256)
+				output, info.Size, info.Unpacked, len(info.Modules)+len(info.LateModules)+len(info.RestModules), info.SHA256)
 			return err
 		},
 	}

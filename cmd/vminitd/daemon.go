@@ -22,7 +22,9 @@ type daemon struct {
 	log      *slog.Logger
 	timeline *boot.Timeline
 	end      *ending
-	settled  chan struct{} // closed when boot is over
+	// settled is closed when the guest is ready for plain containers, completed
+	// when boot is over.
+	settled, completed chan struct{}
 }
 
 // newDaemon reads the arguments and starts the log and the watching of signals.
@@ -34,12 +36,13 @@ func newDaemon(args []string) *daemon {
 	}
 	con := newConsole(os.Stderr, !opts.Debug)
 	d := &daemon{
-		opts:     opts,
-		con:      con,
-		log:      con.logger(opts.Debug),
-		timeline: new(boot.Timeline),
-		end:      newEnding(),
-		settled:  make(chan struct{}),
+		opts:      opts,
+		con:       con,
+		log:       con.logger(opts.Debug),
+		timeline:  new(boot.Timeline),
+		end:       newEnding(),
+		settled:   make(chan struct{}),
+		completed: make(chan struct{}),
 	}
 	watchSignals(d.end, d.log, opts)
 	d.timeline.Add(boot.Entry{Name: "kernel", End: began})
@@ -57,6 +60,7 @@ func (d *daemon) serviceConfig() serviceConfig {
 		Log:      d.log,
 		Timeline: d.timeline,
 		Settled:  d.settled,
+		Complete: d.completed,
 		Shutdown: d.end.request,
 	}
 }

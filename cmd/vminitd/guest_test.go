@@ -33,7 +33,11 @@ func guestMain(scenario string) {
 	case "required":
 		// Before the cure pivot_root fails, after it works.
 		report("pivot_root in a bare initramfs", wantErr(pivotInChild(), unix.EINVAL))
-		report("the cure", boot.MakeRootPivotable())
+		proc, err := boot.OpenProcfs()
+		report("procfs", err)
+		mounted, err := proc.Mounted()
+		report("mountinfo", err)
+		report("the cure", boot.MakeRootPivotable(mounted))
 		report("pivot_root after the cure", pivotInChild())
 		fmt.Println("CHECKS DONE")
 		r := &boot.Runner{Timeline: d.timeline, Log: d.log, Fatal: d.die}
@@ -77,7 +81,7 @@ func wantFile(file string, words ...string) error {
 // checkEverything waits until the guest has settled, looks at every effect of
 // booting, and asks for the end by a signal.
 func (d *daemon) checkEverything() {
-	<-d.settled
+	<-d.completed
 	for _, e := range d.timeline.Entries() {
 		fmt.Println("TIMELINE", e)
 		if e.Name != "serve" {
@@ -272,7 +276,7 @@ func useDisk() error {
 // checkBare checks what is left of a machine without console and without ACPI,
 // on the serial line that the kernel does not use.
 func (d *daemon) checkBare() {
-	<-d.settled
+	<-d.completed
 	tty, err := os.OpenFile("/dev/ttyS0", os.O_WRONLY, 0)
 	if err != nil {
 		d.end.request(power.Off, "no serial line")

@@ -13,6 +13,8 @@ import (
 	"os"
 	"time"
 
+	"github.com/moby/sys/mountinfo"
+
 	"vminit/cmd/vminitd/boot"
 	"vminit/cmd/vminitd/netup"
 	"vminit/cmd/vminitd/power"
@@ -40,20 +42,27 @@ func (d *daemon) runGuest() {
 	r := &boot.Runner{Timeline: d.timeline, Log: d.log, Fatal: d.die}
 
 	// The root comes first, see MakeRootPivotable. The modules of the vsock
-	// transport take longest and load while the rest is mounted.
-	r.Optional("pivotable root", boot.MakeRootPivotable)
-	modules := inBackground(func() {
-		r.Optional("load modules", func() error { return boot.LoadModules(boot.ModuleList) })
+	// transport take longest and load while what serving needs is mounted.
+	var proc boot.Procfs
+	var mounted []*mountinfo.Info
+	r.Required("procfs", func() (err error) {
+		proc, err = boot.OpenProcfs()
+		return err
 	})
-	boot.MountAll(r)
-	r.Optional("expedite RCU", boot.ExpediteRCU)
+	r.Optional("calm the runtime", func() error { return proc.CalmRuntime(boot.SlackWhileBooting) })
+	r.Optional("pivotable root", func() (err error) {
+		if mounted, err = proc.Mounted(); err != nil {
+			return err
+		}
+		return boot.MakeRootPivotable(mounted)
+	})
+	modules := inBackground(func() {
+		r.Optional("load modules", func() error { return boot.LoadModules(r, boot.ModuleList) })
+	})
+	boot.MountRequired(r, mounted)
 	r.Optional("console", boot.AttachConsole)
-	r.Optional("device links", boot.DevLinks)
 	r.Optional("hide memory", boot.HideMemory)
 	r.Optional("oom score", boot.SparedByOOM)
-	r.Optional("limits", boot.RaiseLimits)
-	r.Optional("loopback", netup.Loopback)
-	r.Optional("ctrl-alt-del", power.CatchCtrlAltDel)
 	<-modules
 
 	var s *services
@@ -63,37 +72,60 @@ func (d *daemon) runGuest() {
 	})
 	d.timeline.Mark("serving")
 	inBackground(func() {
-		defer close(d.settled)
-		d.settle(r)
+		network := d.settle(r, mounted)
 		d.timeline.Mark("settled")
+		close(d.settled)
+		d.complete(r, network)
+		d.timeline.Mark("complete")
+		close(d.completed)
+		r.Optional("calm the runtime less", func() error { return proc.CalmRuntime(boot.SlackAfterwards) })
+		proc.Close()
 	})
 
 	d.powerOff(<-d.end.asked, s)
 }
 
-// settle does what serving does not need but containers do.
-func (d *daemon) settle(r *boot.Runner) {
+// settle does what serving does not need but every container does. The modules
+// come first: what they find, disks above all, takes its time without us.
+func (d *daemon) settle(r *boot.Runner, mounted []*mountinfo.Info) (network netup.Plan) {
+	modules := inBackground(func() {
+		r.Optional("load late modules", func() error { return boot.LoadModules(r, boot.ModuleListLate) })
+	})
+	boot.MountRest(r, mounted)
+	r.Optional("expedite RCU", boot.ExpediteRCU)
 	r.Optional("cgroups", boot.SetupCgroups)
-	r.Optional("load late modules", func() error { return boot.LoadModules(boot.ModuleListLate) })
+	r.Optional("device links", boot.DevLinks)
+	r.Optional("limits", boot.RaiseLimits)
 	var cmdline []boot.Param
 	r.Optional("kernel command line", func() (err error) {
 		cmdline, err = boot.ReadCmdline()
 		return err
 	})
 	r.Optional("sysctls", func() error { return boot.ApplySysctls(boot.Sysctls(cmdline)) })
-	var network netup.Plan
 	r.Optional("network plan", func() (err error) {
 		network, err = netup.NewPlan(boot.Values(cmdline, "ip"), d.opts.Networks, netup.ReadPNP())
 		return err
 	})
 	r.Optional("hostname", func() error { return boot.SetHostname(network.Hostname) })
 	r.Optional("network files", network.WriteFiles)
+	<-modules
+	return network
+}
+
+// complete does what only some containers need.
+func (d *daemon) complete(r *boot.Runner, network netup.Plan) {
+	modules := inBackground(func() {
+		r.Optional("load the rest of the modules", func() error { return boot.LoadModules(r, boot.ModuleListRest) })
+	})
+	r.Optional("loopback", netup.Loopback)
+	r.Optional("ctrl-alt-del", power.CatchCtrlAltDel)
 	r.Optional("features file", writeFeatures)
 	r.Optional("network", func() error {
 		ctx, cancel := context.WithTimeout(context.Background(), interfaceTimeout)
 		defer cancel()
 		return network.Apply(ctx)
 	})
+	<-modules
 }
 
 // powerOff ends the machine in order. It does not return.

@@ -22,6 +22,7 @@ func (d *daemon) runOutsideVM() int {
 		r.Optional("hide memory", boot.HideMemory)
 	}
 	close(d.settled) // there is no boot to wait for
+	close(d.completed)
 	s, err := serve(d.serviceConfig())
 	if err != nil {
 		fmt.Fprintf(os.Stderr, "vminitd: %v\n", err)

@@ -43,9 +43,9 @@ type serviceConfig struct {
 	Version  string
 	Log      *slog.Logger
 	Timeline *boot.Timeline
-	// Settled is closed when the rest of boot is over (modules, network,
-	// sysctls). What starts a container waits for it; everything else does not.
-	Settled <-chan struct{}
+	// Settled and Complete are closed as boot goes on after serving. What starts
+	// a container waits for them (see tasksvc.Config), everything else does not.
+	Settled, Complete <-chan struct{}
 	// Shutdown asks for the end of the machine, or outside a VM of the daemon.
 	Shutdown func(action power.Action, reason string)
 }
@@ -84,6 +84,7 @@ func serve(c serviceConfig) (*services, error) {
 		Events:      s.events,
 		Bundles:     bundles,
 		Settled:     c.Settled,
+		Complete:    c.Complete,
 		Shutdown:    func() { c.Shutdown(power.Off, "the host asked for it") },
 		Version:     c.Version,
 		Logger:      c.Log,

@@ -90,6 +90,7 @@ func image(t *testing.T) string {
 		KernelRelease: release,
 		Modules:       initramfs.DefaultModules(),
 		LateModules:   initramfs.DefaultLateModules(),
+		RestModules:   initramfs.DefaultRestModules(),
 		// Checking them is most of the time that booting takes under TCG.
 		StripSignatures: true,
 	})

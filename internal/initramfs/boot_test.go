@@ -5,6 +5,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -40,7 +41,7 @@ func TestBoot(t *testing.T) {
 	} {
 		c.Init, c.KernelRelease = initBin, release
 		if c.Modules == nil {
-			c.Modules, c.LateModules = DefaultModules(), DefaultLateModules()
+			c.Modules, c.LateModules, c.RestModules = DefaultModules(), DefaultLateModules(), DefaultRestModules()
 		}
 		t.Run(c.Compression, func(t *testing.T) {
 			img, err := os.Create(filepath.Join(t.TempDir(), "initramfs"))
@@ -50,7 +51,7 @@ func TestBoot(t *testing.T) {
 			require.NoError(t, img.Close())
 
 			console := boot(t, qemu, kernel, img.Name())
-			for _, m := range append(info.Modules, info.LateModules...) {
+			for _, m := range slices.Concat(info.Modules, info.LateModules, info.RestModules) {
 				require.Contains(t, console, "@module "+m+": <nil>")
 			}
 			if len(info.Modules) == 0 {

@@ -19,13 +19,17 @@ import (
 )
 
 // Where vminitd finds its load lists. Each line is the absolute path of a
-// module, a module's dependencies come before it, # starts a comment. A list
-// that would be empty is not there.
+// module and, after <, the names of those modules of the list that it needs,
+// which stand in lines before it: what does not need each other may be loaded
+// at the same time. # starts a comment. A list that would be empty is not there.
 const (
 	// BootList is loaded before vminitd serves.
 	BootList = "/etc/vminit/modules"
-	// LateList is loaded while vminitd serves.
+	// LateList is loaded while vminitd serves; the first container waits for it.
 	LateList = "/etc/vminit/modules.late"
+	// RestList is loaded last; only containers that ask for more than a root
+	// file system wait for it.
+	RestList = "/etc/vminit/modules.rest"
 )
 
 // Config says what goes into an image.
@@ -40,15 +44,19 @@ type Config struct {
 	KernelRelease string
 	ModulesDir    string
 
-	// Modules are loaded before vminitd serves, LateModules while it does:
-	// see [DefaultModules], [DefaultLateModules] and [ResolveModules].
+	// Modules are loaded before vminitd serves, LateModules while it does,
+	// RestModules after that: see [DefaultModules], [DefaultLateModules],
+	// [DefaultRestModules] and [ResolveModules].
 	Modules     []string
 	LateModules []string
+	RestModules []string
 
 	// StripSignatures leaves out the modules' signatures, which the kernel
 	// then does not check: under TCG that brings what is loaded before serving
 	// from 120 to 80 ms. The price: the guest kernel is tainted (E), says so
-	// once, and one that enforces signatures refuses to load them.
+	// once, and one that enforces signatures refuses to load them. Their type
+	// information (.BTF), which the kernel would read through, is left out with
+	// them: tracing programs cannot attach to functions of modules by type.
 	StripSignatures bool
 
 	// Add brings further files and directories.
@@ -81,7 +89,7 @@ type Info struct {
 	Entries  int    // files, directories, links and nodes
 
 	// Guest paths, in load order.
-	Modules, LateModules []string
+	Modules, LateModules, RestModules []string
 }
 
 // Build writes the image c describes to w. On error w holds an unusable part.
@@ -92,7 +100,7 @@ func Build(w io.Writer, c Config) (Info, error) {
 	}
 	var info Info
 	var err error
-	if info.Modules, info.LateModules, err = t.addModules(c); err != nil {
+	if err = t.addModules(c, &info); err != nil {
 		return Info{}, err
 	}
 	for _, f := range c.Add {

@@ -92,8 +92,8 @@ const wantListing = `040755 bin
 040755 etc
 100640 etc/passwd "root:x:0:0::/root:/bin/sh\n"
 040755 etc/vminit
-100644 etc/vminit/modules "# loaded before vminitd serves; dependencies first\n/lib/modules/1.0/k/b.ko\n/lib/modules/1.0/k/a.ko\n"
-100644 etc/vminit/modules.late "# loaded while vminitd serves; dependencies first\n/lib/modules/1.0/k/c.ko\n"
+100644 etc/vminit/modules "# loaded before vminitd serves; dependencies first\n/lib/modules/1.0/k/b.ko <\n/lib/modules/1.0/k/a.ko < b\n"
+100644 etc/vminit/modules.late "# loaded while vminitd serves; dependencies first\n/lib/modules/1.0/k/c.ko <\n"
 100755 init "#!/bin/probe\n"
 040755 lib
 040755 lib/modules

@@ -8,47 +8,67 @@ import (
 	"vminit/internal/sys"
 )
 
-// addModules resolves both lists and puts the modules and the lists into t. A
-// module of the boot list is not in the late list again.
-func (t tree) addModules(c Config) (boot, late []string, err error) {
-	if len(c.Modules)+len(c.LateModules) == 0 {
-		return nil, nil, nil
+// addModules resolves the lists and puts the modules and the lists into t. What
+// is in a list is not in a later one again.
+func (t tree) addModules(c Config, info *Info) error {
+	lists := []struct {
+		names []string
+		dst   string
+		what  string
+		info  *[]string
+	}{
+		{c.Modules, BootList, "loaded before vminitd serves", &info.Modules},
+		{c.LateModules, LateList, "loaded while vminitd serves", &info.LateModules},
+		{c.RestModules, RestList, "loaded last", &info.RestModules},
+	}
+	if len(c.Modules)+len(c.LateModules)+len(c.RestModules) == 0 {
+		return nil
 	}
 	if c.KernelRelease == "" {
-		return nil, nil, sys.Invalidf("initramfs: modules asked for, but no kernel release given")
+		return sys.Invalidf("initramfs: modules asked for, but no kernel release given")
 	}
 	dir := c.ModulesDir
 	if dir == "" {
 		dir = DefaultModulesDir
 	}
-	bootFiles, err := ResolveModules(dir, c.KernelRelease, c.Modules)
-	if err != nil {
-		return nil, nil, err
-	}
-	lateFiles, err := ResolveModules(dir, c.KernelRelease, c.LateModules)
-	if err != nil {
-		return nil, nil, err
-	}
 	seen := make(map[string]bool)
-	for i, file := range append(bootFiles, lateFiles...) {
-		if seen[file] {
-			continue
-		}
-		seen[file] = true
-		guest, err := t.addModule(c, dir, file)
+	for _, l := range lists {
+		r, err := resolve(dir, c.KernelRelease, l.names)
 		if err != nil {
-			return nil, nil, err
+			return err
 		}
-		if i < len(bootFiles) {
-			boot = append(boot, guest)
-		} else {
-			late = append(late, guest)
+		here := make(map[string]bool) // names in this list
+		var lines []string
+		for _, m := range r.order {
+			file := r.mods[m].path
+			if seen[file] {
+				continue
+			}
+			seen[file], here[m] = true, true
+			guest, err := t.addModule(c, dir, file)
+			if err != nil {
+				return err
+			}
+			*l.info = append(*l.info, guest)
+			lines = append(lines, listLine(guest, r.before[m], here))
+		}
+		if err := t.addList(l.dst, l.what, lines); err != nil {
+			return err
 		}
 	}
-	if err := t.addList(BootList, "loaded before vminitd serves", boot); err != nil {
-		return nil, nil, err
+	return nil
+}
+
+// listLine is a module's line in a list: what it needs of the same list stands
+// behind <.
+func listLine(guest string, needs []string, here map[string]bool) string {
+	line := guest + " <"
+	for _, n := range needs {
+		if here[n] {
+			line += " " + n
+		}
 	}
-	return boot, late, t.addList(LateList, "loaded while vminitd serves", late)
+	return line
 }
 
 // addModule puts one module into t and returns its guest path.
@@ -58,17 +78,17 @@ func (t tree) addModule(c Config, dir, file string) (guest string, err error) {
 		return "", err
 	}
 	if c.StripSignatures {
-		data = stripSignature(data)
+		data = emptyBTF(stripSignature(data))
 	}
 	guest = path.Join("/lib/modules", c.KernelRelease, plainName(file))
 	return guest, t.add(guest, entry{mode: modeReg | 0o644, data: data, size: int64(len(data))})
 }
 
 // addList writes a load list, unless it is empty.
-func (t tree) addList(dst, what string, paths []string) error {
-	if len(paths) == 0 {
+func (t tree) addList(dst, what string, lines []string) error {
+	if len(lines) == 0 {
 		return nil
 	}
-	text := "# " + what + "; dependencies first\n" + strings.Join(paths, "\n") + "\n"
+	text := "# " + what + "; dependencies first\n" + strings.Join(lines, "\n") + "\n"
 	return t.add(dst, entry{mode: modeReg | 0o644, data: []byte(text), size: int64(len(text))})
 }

@@ -81,3 +81,34 @@ func stripSignature(data []byte) []byte {
 	}
 	return d[:int64(len(d)-tail)-n]
 }
+
+// emptyBTF takes a module's own type information away: the kernel looks for a
+// section .BTF of any size and reads through all of it (kernel/bpf/btf.c,
+// btf_module_notify), which under TCG is a good part of loading a module. Only
+// the section's size is set to zero. What is not a 64-bit little-endian ELF file
+// stays as it is.
+func emptyBTF(data []byte) []byte {
+	le := binary.LittleEndian
+	if len(data) < 64 || !bytes.HasPrefix(data, []byte("\x7fELF\x02\x01")) {
+		return data
+	}
+	table, size, n, names := le.Uint64(data[0x28:]), uint64(le.Uint16(data[0x3a:])), uint64(le.Uint16(data[0x3c:])), uint64(le.Uint16(data[0x3e:]))
+	end := uint64(len(data))
+	if size < 64 || table > end || n*size > end-table || names >= n {
+		return data
+	}
+	header := func(i uint64) []byte { return data[table+i*size:][:size] }
+	text := header(names)
+	from, length := le.Uint64(text[0x18:]), le.Uint64(text[0x20:])
+	if from > end || length > end-from {
+		return data
+	}
+	strtab := data[from:][:length]
+	for i := range n {
+		h := header(i)
+		if name := uint64(le.Uint32(h)); name < length && bytes.HasPrefix(strtab[name:], []byte(".BTF\x00")) {
+			le.PutUint64(h[0x20:], 0)
+		}
+	}
+	return data
+}

@@ -19,11 +19,17 @@ func DefaultModules() []string {
 	return []string{"virtio_pci", "virtio_mmio?", "vmw_vsock_virtio_transport"}
 }
 
-// DefaultLateModules are the modules a container may need: what its root file
-// system is on comes first, since the first Create waits for it.
+// DefaultLateModules are what the root file system of a container may be on:
+// the first Create waits for them.
 func DefaultLateModules() []string {
+	return []string{"virtio_blk", "erofs", "overlay", "ext4?"}
+}
+
+// DefaultRestModules are what else a container may need. They are loaded last:
+// the network first, because the guest waits for it, then what feeds the
+// kernel's random numbers.
+func DefaultRestModules() []string {
 	return []string{
-		"virtio_blk", "erofs", "overlay", "ext4?",
 		"virtio_net", "virtio_rng?",
 		"virtiofs?", "9p?", "9pnet_virtio?", "fuse?", "loop?",
 		"virtio_console?", "vsock_loopback?",
@@ -38,6 +44,19 @@ func DefaultLateModules() []string {
 // built in needs no file. A name that is unknown is an error
 // (sys.ErrNotFound), unless it ends in ?, which means "if there is one".
 func ResolveModules(dir, release string, names []string) ([]string, error) {
+	r, err := resolve(dir, release, names)
+	if err != nil {
+		return nil, err
+	}
+	var files []string
+	for _, m := range r.order {
+		files = append(files, r.mods[m].path)
+	}
+	return files, nil
+}
+
+// resolve is ResolveModules by name, with what each needs.
+func resolve(dir, release string, names []string) (*resolver, error) {
 	if release == "" || !filepath.IsLocal(release) || strings.ContainsRune(release, '/') {
 		return nil, sys.Invalidf("kernel release %q: not a release name", release)
 	}
@@ -45,7 +64,7 @@ func ResolveModules(dir, release string, names []string) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	r := resolver{index: idx, seen: make(map[string]bool)}
+	r := &resolver{index: idx, seen: make(map[string]bool), before: make(map[string][]string)}
 	var unknown []string
 	for _, name := range names {
 		name, optional := strings.CutSuffix(name, "?")
@@ -64,14 +83,15 @@ func ResolveModules(dir, release string, names []string) ([]string, error) {
 			"kernel %s has no module %s, neither in %s nor built in",
 			release, strings.Join(unknown, ", "), filepath.Join(dir, release)))
 	}
-	return r.order, nil
+	return r, nil
 }
 
 // resolver walks dependencies depth first.
 type resolver struct {
 	index
-	seen  map[string]bool
-	order []string
+	seen   map[string]bool
+	order  []string            // names, dependencies first
+	before map[string][]string // what must be loaded before a module
 }
 
 // visit appends module m after everything it needs. Circles, which only soft
@@ -90,25 +110,32 @@ func (r *resolver) visit(m string) error {
 		if err := r.visit(dep); err != nil {
 			return err
 		}
+		r.before[m] = append(r.before[m], dep)
 	}
 	soft := r.soft[m]
-	if err := r.visitSoft(soft.pre); err != nil {
-		return err
+	for _, p := range r.files(soft.pre) {
+		if err := r.visit(p); err != nil {
+			return err
+		}
+		r.before[m] = append(r.before[m], p)
 	}
-	r.order = append(r.order, r.mods[m].path)
-	return r.visitSoft(soft.post)
-}
-
-func (r *resolver) visitSoft(names []string) error {
-	for _, name := range names {
-		mods, _ := r.lookup(name)
-		for _, m := range mods {
-			if err := r.visit(m); err != nil {
-				return err
-			}
+	r.order = append(r.order, m)
+	for _, p := range r.files(soft.post) {
+		if err := r.visit(p); err != nil {
+			return err
 		}
 	}
 	return nil
+}
+
+// files are the modules with files that names stand for.
+func (r *resolver) files(names []string) []string {
+	var all []string
+	for _, name := range names {
+		mods, _ := r.lookup(name)
+		all = append(all, mods...)
+	}
+	return all
 }
 
 // readIndex reads depmod's files. Only modules.dep must be there.

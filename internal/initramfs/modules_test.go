@@ -35,8 +35,9 @@ func TestResolveModules(t *testing.T) {
 			virtio_ring virtio virtio_pci_modern_dev virtio_pci_legacy_dev virtio_pci virtio_mmio
 			vsock vmw_vsock_virtio_transport_common vmw_vsock_virtio_transport`},
 		{"default late set", DefaultLateModules(), `
-			virtio_ring virtio virtio_blk crc32c-intel libcrc32c erofs overlay
-			failover net_failover virtio_net virtio-rng fuse virtiofs loop virtio_console
+			virtio_ring virtio virtio_blk crc32c-intel libcrc32c erofs overlay`},
+		{"default rest", DefaultRestModules(), `
+			virtio_ring virtio failover net_failover virtio_net virtio-rng fuse virtiofs loop virtio_console
 			vsock vmw_vsock_virtio_transport_common vsock_loopback`},
 		{"dash and underscore are the same", []string{"virtio_rng", "virtio-rng", "crc32c_intel"},
 			"virtio_ring virtio virtio-rng crc32c-intel"},
@@ -101,7 +102,7 @@ func TestAgainstModprobe(t *testing.T) {
 	}
 	names := []string{"crc32c", "xfs", "nfsd", "cifs", "xt_LOG", "mpls_iptunnel", "vfio",
 		"virtio_scsi", "vhost_vsock", "dm-raid", "bridge", "fs-overlay", "net-pf-40"}
-	for _, n := range append(append(names, DefaultModules()...), DefaultLateModules()...) {
+	for _, n := range slices.Concat(names, DefaultModules(), DefaultLateModules(), DefaultRestModules()) {
 		name := strings.TrimSuffix(n, "?")
 		out, err := exec.Command(modprobe, "-S", release, "--show-depends", name).Output()
 		if err != nil {

@@ -84,7 +84,7 @@ var guestImage = sync.OnceValues(func() (string, error) {
 	defer f.Close()
 	_, err = initramfs.Build(f, initramfs.Config{
 		Init: daemon, KernelRelease: release, Compression: initramfs.None,
-		Modules: initramfs.DefaultModules(), LateModules: initramfs.DefaultLateModules(),
+		Modules: initramfs.DefaultModules(), LateModules: initramfs.DefaultLateModules(), RestModules: initramfs.DefaultRestModules(),
 	})
 	return f.Name(), err
 })

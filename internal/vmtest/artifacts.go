@@ -58,7 +58,7 @@ func (b built) image(modules []string) (name string, err error) {
 	defer f.Close()
 	_, err = initramfs.Build(f, initramfs.Config{
 		Init: b.daemon, KernelRelease: b.release, Compression: initramfs.None, StripSignatures: true,
-		Modules: initramfs.DefaultModules(), LateModules: append(initramfs.DefaultLateModules(), modules...),
+		Modules: initramfs.DefaultModules(), LateModules: append(initramfs.DefaultLateModules(), modules...), RestModules: initramfs.DefaultRestModules(),
 	})
 	return f.Name(), err
 }

@@ -8,7 +8,11 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"runtime"
+	"slices"
 	"strings"
+	"sync"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 )
@@ -18,53 +22,117 @@ import (
 const (
 	// ModuleList is what serving needs (the vsock transport).
 	ModuleList = "/etc/vminit/modules"
-	// ModuleListLate is what containers need and serving does not.
+	// ModuleListLate is what a container's root file system needs.
 	ModuleListLate = "/etc/vminit/modules.late"
+	// ModuleListRest is what else containers may need (network, shares).
+	ModuleListRest = "/etc/vminit/modules.rest"
 )
 
 // maxModuleList bounds a list file; a list of all modules of a distribution's
 // kernel is smaller.
 const maxModuleList = 1 << 20
 
-// LoadModules loads the modules of a list file in its order. A missing list
+// LoadModules loads the modules of a list file in its order, those that do not
+// need each other at the same time where there are several CPUs. A missing list
 // means that there is nothing to do. A module that is loaded already, or built
-// in, is fine; one that fails is reported and the rest still loaded.
+// in, is fine; one that fails is reported and the rest still loaded. Each module
+// is an entry of the timeline.
 //
-// Modules are loaded one after the other: their order carries the dependencies.
-// Nearly all of the time is the check of their signatures; without those, which
-// the builder of the initramfs can take off, there is nothing left to win.
-func LoadModules(list string) error {
+// Most of the time is the check of signatures, then the reading of type
+// information; the builder of the initramfs can take both off.
+func LoadModules(r *Runner, list string) error {
+	b, err := readModuleList(list)
+	if b == nil {
+		return err
+	}
+	modules, err := parseModules(b)
+	failed := loadAll(modules, runtime.GOMAXPROCS(0), func(m module) error {
+		e := Entry{Name: "module " + m.name(), Start: Now()}
+		e.Err = m.load()
+		e.End = Now()
+		r.Timeline.Add(e)
+		return e.Err
+	})
+	return errors.Join(err, failed)
+}
+
+// readModuleList returns nil for a list that is not there.
+func readModuleList(list string) ([]byte, error) {
 	f, err := os.Open(list)
 	if errors.Is(err, os.ErrNotExist) {
-		return nil
+		return nil, nil
 	}
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer f.Close()
 	b, err := io.ReadAll(io.LimitReader(f, maxModuleList+1))
 	if err != nil {
-		return fmt.Errorf("read %s: %w", list, err)
+		return nil, fmt.Errorf("read %s: %w", list, err)
 	}
 	if len(b) > maxModuleList {
-		return fmt.Errorf("%s is larger than %d bytes", list, maxModuleList)
+		return nil, fmt.Errorf("%s is larger than %d bytes", list, maxModuleList)
 	}
-	modules, err := parseModules(b)
-	errs := []error{err}
-	for _, m := range modules {
-		errs = append(errs, m.load())
+	return b, nil
+}
+
+// loadAll calls load for all modules, by workers that take them in order and
+// wait for what each needs.
+func loadAll(modules []module, workers int, load func(module) error) error {
+	loaded := make([]chan struct{}, len(modules)) // each closed when its module is done
+	for i := range modules {
+		loaded[i] = make(chan struct{})
 	}
+	errs := make([]error, len(modules))
+	var next atomic.Int64
+	work := func() {
+		for i := int(next.Add(1)) - 1; i < len(modules); i = int(next.Add(1)) - 1 {
+			for _, n := range modules[i].needs(modules[:i]) {
+				<-loaded[n]
+			}
+			errs[i] = load(modules[i])
+			close(loaded[i])
+		}
+	}
+	var wg sync.WaitGroup
+	for range min(workers, len(modules)) - 1 {
+		wg.Go(work)
+	}
+	work()
+	wg.Wait()
 	return errors.Join(errs...)
 }
 
-// module is one line of a list: a file and the parameters to load it with.
+// module is one line of a list: a file, the parameters to load it with, and
+// which modules before it in the list it needs.
 type module struct {
 	Path   string
 	Params string
+	// Needs holds names; nil means all modules before it.
+	Needs []string
+}
+
+// name is the module's name as the kernel writes it.
+func (m module) name() string {
+	base, _, _ := strings.Cut(filepath.Base(m.Path), ".")
+	return strings.ReplaceAll(base, "-", "_")
+}
+
+// needs returns the indexes of those modules that must be loaded before m.
+func (m module) needs(before []module) []int {
+	var indexes []int
+	for i, b := range before {
+		if m.Needs == nil || slices.Contains(m.Needs, b.name()) {
+			indexes = append(indexes, i)
+		}
+	}
+	return indexes
 }
 
 // parseModules reads a list: one absolute path a line, module parameters after
-// a space, '#' starts a comment. A malformed line is reported and left out.
+// a space, after '<' the names of those modules before it that it needs, '#'
+// starts a comment. Without '<' it may need all before it. A malformed line is
+// reported and left out.
 func parseModules(b []byte) ([]module, error) {
 	var modules []module
 	var errs []error
@@ -72,13 +140,18 @@ func parseModules(b []byte) ([]module, error) {
 	lines.Buffer(nil, maxModuleList)
 	for n := 1; lines.Scan(); n++ {
 		line, _, _ := strings.Cut(lines.Text(), "#")
+		line, needs, told := strings.Cut(line, "<")
 		path, params, _ := strings.Cut(strings.TrimSpace(line), " ")
+		m := module{Path: path, Params: strings.TrimSpace(params)}
+		if told {
+			m.Needs = append([]string{}, strings.Fields(needs)...)
+		}
 		switch {
-		case path == "":
+		case path == "" && !told:
 		case !filepath.IsAbs(path) || strings.ContainsRune(path+params, 0):
 			errs = append(errs, fmt.Errorf("line %d: %q is not an absolute path", n, path))
 		default:
-			modules = append(modules, module{Path: path, Params: strings.TrimSpace(params)})
+			modules = append(modules, m)
 		}
 	}
 	return modules, errors.Join(append(errs, lines.Err())...)

@@ -18,7 +18,8 @@ type Mount struct {
 	// Data holds the options in order of preference: where the kernel answers
 	// EINVAL to one, the next is tried.
 	Data []string
-	// Required says that the guest is of no use without it.
+	// Required says that the guest is of no use without it. These are mounted
+	// before the daemon serves, the others while it does.
 	Required bool
 	// Perm is the mode of the mount point if it has to be made.
 	Perm os.FileMode
@@ -73,19 +74,23 @@ func Missing(want []Mount, have []*mountinfo.Info) []Mount {
 	return missing
 }
 
-// MountAll runs one step of r for each filesystem of Mounts that is missing.
-func MountAll(r *Runner) {
-	have, err := readMountinfo()
-	if err != nil {
-		// Go on and mount everything: on a fresh boot nothing is there yet.
-		r.Log.Warn("cannot tell what is mounted already", "err", err)
-	}
-	for _, m := range Missing(Mounts(), have) {
-		run := r.Optional
+// MountRequired runs one step of r for each filesystem that serving needs and
+// that is not mounted yet.
+func MountRequired(r *Runner, mounted []*mountinfo.Info) {
+	for _, m := range Missing(Mounts(), mounted) {
 		if m.Required {
-			run = r.Required
+			r.Required(m.String(), m.Mount)
 		}
-		run(m.String(), m.Mount)
+	}
+}
+
+// MountRest does the same for the others, without which a guest is poorer but
+// works.
+func MountRest(r *Runner, mounted []*mountinfo.Info) {
+	for _, m := range Missing(Mounts(), mounted) {
+		if !m.Required {
+			r.Optional(m.String(), m.Mount)
+		}
 	}
 }
 

@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 
 	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
@@ -28,12 +27,8 @@ import (
 // the runtime specification has them do anyway.
 //
 // Needs Linux 5.12 (mount_setattr(2)); open_tree(2) and move_mount(2) are 5.2.
-func MakeRootPivotable() error {
-	mounts, err := readMountinfo()
-	if err != nil {
-		return err
-	}
-	if rootHasNoParent(mounts) {
+func MakeRootPivotable(mounted []*mountinfo.Info) error {
+	if rootHasNoParent(mounted) {
 		if err := coverRoot(); err != nil {
 			return err
 		}
@@ -88,28 +83,12 @@ func coverRoot() error {
 	return nil
 }
 
-// readMountinfo reads /proc/self/mountinfo through a procfs instance that is
-// never attached anywhere, so it works before /proc is mounted and leaves no
-// mount behind. fsopen(2), Linux 5.2.
-func readMountinfo() ([]*mountinfo.Info, error) {
-	fsfd, err := unix.Fsopen("proc", unix.FSOPEN_CLOEXEC)
+// Mounted lists what is mounted, in the order of /proc/self/mountinfo.
+func (p Procfs) Mounted() ([]*mountinfo.Info, error) {
+	f, err := p.open("self/mountinfo", unix.O_RDONLY)
 	if err != nil {
-		return nil, fmt.Errorf("fsopen proc: %w", err)
+		return nil, err
 	}
-	defer unix.Close(fsfd)
-	if err := unix.FsconfigCreate(fsfd); err != nil {
-		return nil, fmt.Errorf("fsconfig proc: %w", err)
-	}
-	proc, err := unix.Fsmount(fsfd, unix.FSMOUNT_CLOEXEC, 0)
-	if err != nil {
-		return nil, fmt.Errorf("fsmount proc: %w", err)
-	}
-	defer unix.Close(proc)
-	fd, err := unix.Openat(proc, "self/mountinfo", unix.O_RDONLY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return nil, fmt.Errorf("open self/mountinfo: %w", err)
-	}
-	f := os.NewFile(uintptr(fd), "mountinfo")
 	defer f.Close()
 	return parseMountinfo(f)
 }

@@ -25,6 +25,7 @@ func main() {
 	loadList("/etc/vminit/modules")
 	fmt.Printf("@serve %d ms\n", millis())
 	loadList("/etc/vminit/modules.late")
+	loadList("/etc/vminit/modules.rest")
 	listDisk("/dev/vda")
 	fmt.Println("@done")
 	// The serial line is slow; what is still in its buffer would be lost.
@@ -46,6 +47,7 @@ func loadList(list string) {
 		return
 	}
 	for line := range strings.Lines(string(b)) {
+		line, _, _ = strings.Cut(line, "<")
 		line = strings.TrimSpace(line)
 		if line == "" || line[0] == '#' {
 			continue
