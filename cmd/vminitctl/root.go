@@ -54,6 +54,7 @@ func newRootCommand() *cobra.Command {
 		newVMCommand(g),
 		newInitramfsCommand(g),
 		newEventsCommand(g),
+		newCheckCommand(g),
 		newInfoCommand(g),
 		newVersionCommand(g),
 	)
