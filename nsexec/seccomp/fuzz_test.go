@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
+	"pgregory.net/rapid"
 
 	"vminit/internal/sys"
 )
@@ -61,6 +62,21 @@ func FuzzCompile(f *testing.F) {
 			}
 		}
 	})
+}
+
+// FuzzReference is TestAgainstReference led by coverage: its profiles are
+// valid, so that all of the fuzzer's time goes into what they mean. FuzzCompile
+// spends most of its on JSON.
+func FuzzReference(f *testing.F) {
+	rnd := rand.New(rand.NewPCG(1, 2))
+	for _, n := range []int{0, 64, 1 << 10, 16 << 10} {
+		seed := make([]byte, n)
+		for i := range seed {
+			seed[i] = byte(rnd.Uint32())
+		}
+		f.Add(seed)
+	}
+	f.Fuzz(rapid.MakeFuzz(agreesWithReference))
 }
 
 // randomData makes up a call near what the profile mentions.

@@ -97,25 +97,25 @@ func someData(t *rapid.T, p *specs.LinuxSeccomp) *data {
 
 // TestAgainstReference: for any profile and any call, the filter says what the
 // profile's text says.
-func TestAgainstReference(t *testing.T) {
-	rapid.Check(t, func(t *rapid.T) {
-		p := someProfile(t)
-		native := rapid.SampledFrom([]specs.Arch{specs.ArchX86_64, specs.ArchAARCH64}).Draw(t, "native")
-		f, err := compile(p, native)
-		if err != nil {
-			t.Fatal(err)
+func TestAgainstReference(t *testing.T) { rapid.Check(t, agreesWithReference) }
+
+func agreesWithReference(t *rapid.T) {
+	p := someProfile(t)
+	native := rapid.SampledFrom([]specs.Arch{specs.ArchX86_64, specs.ArchAARCH64}).Draw(t, "native")
+	f, err := compile(p, native)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := verify(f.Insns); err != nil {
+		t.Fatal(err)
+	}
+	for range 30 {
+		d := someData(t, p)
+		got, _ := run(f.Insns, d)
+		if want := reference(p, native, d); got != want {
+			t.Fatalf("%+v: filter says %#x, profile %#x", d, got, want)
 		}
-		if err := verify(f.Insns); err != nil {
-			t.Fatal(err)
-		}
-		for range 30 {
-			d := someData(t, p)
-			got, _ := run(f.Insns, d)
-			if want := reference(p, native, d); got != want {
-				t.Fatalf("%+v: filter says %#x, profile %#x", d, got, want)
-			}
-		}
-	})
+	}
 }
 
 // TestFarJumps: in filters near the largest possible, where little is within
