@@ -12,6 +12,7 @@ import (
 	bundle "vminit/api/services/bundle/v1"
 	guest "vminit/api/services/guest/v1"
 	mount "vminit/api/services/mount/v1"
+	runtime "vminit/api/services/runtime/v1"
 	socketforward "vminit/api/services/socketforward/v1"
 	stdio "vminit/api/services/stdio/v1"
 	system "vminit/api/services/system/v1"
@@ -32,6 +33,7 @@ func TestContract(t *testing.T) {
 		socketforward.File_services_socketforward_v1_socketforward_proto,
 		stdio.File_services_stdio_v1_stdio_proto,
 		guest.File_services_guest_v1_guest_proto,
+		runtime.File_services_runtime_v1_runtime_proto,
 	} {
 		describe(&b, f)
 	}

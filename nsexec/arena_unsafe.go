@@ -18,7 +18,7 @@ import (
 const (
 	frameOff    = 4096
 	prologueOff = frameOff + 512
-	maxPrologue = 40 // instructions that Start puts before the program
+	maxPrologue = 320 // instructions that Start puts before the program
 	insnOff     = prologueOff + maxPrologue*insnSize
 	dataOff     = 1 << 20
 	arenaSize   = 8 << 20

@@ -53,6 +53,10 @@ func (p *Program) Finish(f Finish) (done Finished) {
 	p.setLimits(f.Limits)
 	p.dropBounding(caps)
 	nocwd := p.changeDir(proc.Cwd)
+	p.placeFiles()
+	// Before the filter: profiles older than close_range(2) forbid it.
+	p.Step("close file descriptors")
+	p.Call(unix.SYS_CLOSE_RANGE, Int(3+p.files.n), Int(uint32(math.MaxUint32)), Int(unix.CLOSE_RANGE_CLOEXEC))
 	if !proc.NoNewPrivileges {
 		p.loadSeccomp(f.Seccomp)
 	}
@@ -146,8 +150,7 @@ func (p *Program) exec(args, env []string, home string) {
 		return
 	}
 	argv, envp := p.StrVec(args), p.environ(env, home)
-	p.Step("close file descriptors and unblock signals")
-	p.Call(unix.SYS_CLOSE_RANGE, Int(3), Int(uint32(math.MaxUint32)), Int(unix.CLOSE_RANGE_CLOEXEC))
+	p.Step("unblock signals")
 	p.Call(unix.SYS_RT_SIGPROCMASK, Int(2), p.Words(0, 0), Nil, Int(8))
 	p.Step("exec %q", args[0])
 	if strings.Contains(args[0], "/") {

@@ -130,10 +130,23 @@ func (l *Launcher) Start(x Launch) (*Child, error) {
 	if err != nil {
 		return nil, fmt.Errorf("status socket of a launch: %w", err)
 	}
-	defer unix.Close(sv[1])
-	status := &statusSocket{fd: sv[0]}
-	p.mem.setReg(regStatus, uint64(sv[1]))
-	n, err := p.closeOthers(sv[1])
+	theirs, status := sv[1], &statusSocket{fd: sv[0]}
+	defer func() { unix.Close(theirs) }()
+	files, err := p.raiseFiles()
+	defer func() { closeAll(files) }()
+	if err == nil && theirs < 3+p.files.n {
+		var high int
+		if high, err = p.raise(theirs); err == nil {
+			unix.Close(theirs)
+			theirs = high
+		}
+	}
+	if err != nil {
+		status.close()
+		return nil, err
+	}
+	p.mem.setReg(regStatus, uint64(theirs))
+	n, err := p.closeOthers(append([]int{theirs}, files...)...)
 	if err != nil {
 		status.close()
 		return nil, err
@@ -193,11 +206,10 @@ func cloneError(f *frame, e unix.Errno) error {
 const timerSlack = 50_000
 
 // closeOthers writes the prologue: the child closes every fd but the inputs and
-// the status socket before it does anything else, so that nothing of the daemon
-// is open when it enters a container's namespaces, and takes the usual timer
-// slack. Returns the prologue's length.
-func (p *Program) closeOthers(status int) (int, error) {
-	keep := []int{status}
+// those given (the status socket, files to pass on) before it does anything
+// else, so that nothing of the daemon is open when it enters a container's
+// namespaces, and takes the usual timer slack. Returns the prologue's length.
+func (p *Program) closeOthers(keep ...int) (int, error) {
 	for _, r := range p.inputs {
 		fd := p.mem.reg(r)
 		if fd >= 1<<31 {
@@ -207,7 +219,7 @@ func (p *Program) closeOthers(status int) (int, error) {
 	}
 	slices.SortFunc(keep, cmp.Compare[int])
 	if len(keep)+2 > maxPrologue {
-		return 0, sys.Invalidf("launch program: more than %d inputs", maxPrologue-3)
+		return 0, sys.Invalidf("launch program: more than %d inputs and files", maxPrologue-3)
 	}
 	n, from := 0, 0
 	for _, fd := range keep {

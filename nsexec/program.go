@@ -88,6 +88,7 @@ type Program struct {
 	scratch Reg
 	home    *Launcher // takes the memory back, may be nil
 	homeVar Arg       // the value of HOME, if we gave it
+	files   files
 	err     error
 }
 

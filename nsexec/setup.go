@@ -111,6 +111,7 @@ func (p *Program) SetupTerminal(uid uint32, console bool) Reg {
 	p.FailUnlessEqual(unix.ENODEV, "allocate a terminal: /dev/pts of the container is not a devpts mount", buf, p.Words(unix.DEVPTS_SUPER_MAGIC))
 	p.Call(unix.SYS_OPENAT, dir.Arg(), p.Str("ptmx"), Int(unix.O_RDWR|unix.O_NOCTTY|unix.O_NOFOLLOW|unix.O_CLOEXEC), Int(0)).Store(master)
 	p.Call(unix.SYS_CLOSE, dir.Arg())
+	p.keepClear(master)
 	p.Call(unix.SYS_IOCTL, master.Arg(), Int(unix.TIOCSPTLCK), p.Buffer(8))
 	p.Call(unix.SYS_IOCTL, master.Arg(), Int(unix.TIOCGPTPEER), Int(unix.O_RDWR|unix.O_NOCTTY|unix.O_CLOEXEC)).Store(slave)
 	for i := range 3 {

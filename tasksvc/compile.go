@@ -69,6 +69,7 @@ type compileOptions struct {
 	launcher  *nsexec.Launcher   // will run it; nil for a plan to look at
 	oomAdjust int                // the daemon's own oom_score_adj, which a workload must not inherit
 	tasks     []string           // files the pid is written to, see rdtGroup
+	files     int                // descriptors the process gets from 3 on
 	home      string             // HOME of an exec whose environment has none
 	affinity  *specs.CPUAffinity // of an exec that has none of its own
 }
@@ -83,6 +84,7 @@ func compileInit(spec *specs.Spec, ns namespaces, o compileOptions) (*plan, erro
 	if err != nil {
 		return nil, err
 	}
+	p.PassFiles(o.files)
 	pl, linux, own := &plan{program: p, warnings: ignored(spec)}, spec.Linux, ns.all()
 	userNS := own&unix.CLONE_NEWUSER != 0
 	pl.enterNamespaces(ns, linux)
@@ -144,6 +146,7 @@ func compileExec(proc *specs.Process, linux *specs.Linux, join uint64, o compile
 	if err != nil {
 		return nil, 0, err
 	}
+	p.PassFiles(o.files)
 	pl := &plan{program: p, stdio: p.SetupStdio()}
 	pl.setOOMScore(proc, o)
 	if a := cmp.Or(proc.ExecCPUAffinity, o.affinity); a != nil {

@@ -33,6 +33,10 @@ type container struct {
 	rdt     *rdtGroup    // nil without linux.intelRdt
 	unmount func() error // the rootfs mounts, in reverse
 	init    *process
+	at      time.Time // when it was created
+
+	// warnings say what of the config was passed over.
+	warnings []string
 
 	mu    sync.Mutex // guards all below, and the processes' fields
 	execs map[string]*process

@@ -61,15 +61,22 @@ func (s *Service) create(ctx context.Context, c *container, r *taskv3.CreateTask
 	}
 	p := c.init
 	p.spec = c.spec.Process
-	pl, err := compileInit(c.spec, ns, compileOptions{
+	given, err := takeHandover(ctx, s.cfg.Streams, p.uris)
+	if err != nil {
+		return err
+	}
+	back.add(given.close)
+	spec := *c.spec
+	spec.Process = given.environ(p.spec)
+	pl, err := compileInit(&spec, ns, compileOptions{
 		id: c.id, bundle: c.bundle, cgroup: filepath.Join(s.cfg.CgroupMount, c.cgroup.Path()), newRing: !o.noKeyring, seccomp: &s.seccomp, launcher: s.cfg.Launcher, oomAdjust: s.oomAdjust,
-		tasks: c.rdt.taskFiles(),
+		tasks: c.rdt.taskFiles(), files: len(given.files()),
 	})
 	if err != nil {
 		return err
 	}
 	back.add(func() { pl.program.Close() })
-	if p.io, err = p.openStdio(ctx, o); err != nil {
+	if p.io, err = p.openStdio(ctx, o, given); err != nil {
 		return err
 	}
 	back.add(p.io.close)
@@ -84,6 +91,8 @@ func (s *Service) create(ctx context.Context, c *container, r *taskv3.CreateTask
 	for _, w := range pl.warnings {
 		s.log.Warn(w, "container", c.id)
 	}
+	c.warnings, c.at = pl.warnings, time.Now()
+	given.close() // a container lives on without its client
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	p.busy = ""
@@ -188,7 +197,7 @@ func removeCgroup(ctx context.Context, c *cgroup2.Cgroup) error {
 }
 
 // openStdio opens the process's stdio, owned by its user.
-func (p *process) openStdio(ctx context.Context, o createOptions) (*stdio, error) {
+func (p *process) openStdio(ctx context.Context, o createOptions, given *handover) (*stdio, error) {
 	c, uid, gid := p.container, o.ioUID, o.ioGID
 	if p.spec != nil && p.uris.terminal != p.spec.Terminal {
 		return nil, sys.Invalidf("terminal is %t in the request and %t in the config", p.uris.terminal, p.spec.Terminal)
@@ -202,5 +211,5 @@ func (p *process) openStdio(ctx context.Context, o createOptions) (*stdio, error
 			return nil, err
 		}
 	}
-	return openStdio(ctx, c.svc.cfg.Streams, p.uris, uid, gid)
+	return openStdio(ctx, c.svc.cfg.Streams, p.uris, given, uid, gid)
 }

@@ -103,8 +103,9 @@ func (o *outside) apply(child *nsexec.Process) error {
 
 func bindStdio(pl *plan, io *stdio) {
 	for i, r := range pl.stdio {
-		pl.program.Bind(r, int(io.child[i].Fd()))
+		pl.program.Bind(r, io.fd(i))
 	}
+	pl.program.BindFiles(io.given.files())
 }
 
 // connect starts the pumps of a process that stands at its last gate, or has
@@ -114,6 +115,13 @@ func (p *process) connect(pl *plan, regs *nsexec.Registers) error {
 		master, err := p.handle.GetFd(regs.Fd(pl.tty))
 		if err != nil {
 			return err
+		}
+		if p.io.given != nil {
+			if err := p.io.given.passConsole(master, p.spec.ConsoleSize); err != nil {
+				return err
+			}
+			p.io.start()
+			return nil
 		}
 		if err := p.io.attachTerminal(master); err != nil {
 			return err

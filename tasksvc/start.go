@@ -129,12 +129,18 @@ func (c *container) launchExec(ctx context.Context, p *process) (err error) {
 	if p.spec.ExecCPUAffinity == nil && c.spec.Process != nil { // config.json says it for all execs
 		o.affinity = c.spec.Process.ExecCPUAffinity
 	}
-	pl, pidfd, err := compileExec(p.spec, c.spec.Linux, c.join, o)
+	given, err := takeHandover(ctx, c.svc.cfg.Streams, p.uris)
+	if err != nil {
+		return err
+	}
+	back.add(given.close)
+	o.files = len(given.files())
+	pl, pidfd, err := compileExec(given.environ(p.spec), c.spec.Linux, c.join, o)
 	if err != nil {
 		return err
 	}
 	back.add(func() { pl.program.Close() })
-	io, err := p.openStdio(ctx, createOptions{})
+	io, err := p.openStdio(ctx, createOptions{}, given)
 	if err != nil {
 		return err
 	}
@@ -169,7 +175,13 @@ func (c *container) launchExec(ctx context.Context, p *process) (err error) {
 	for _, w := range pl.warnings {
 		c.svc.log.Warn(w, "process", p.name())
 	}
-	return p.runExec(pl, child)
+	if err := p.runExec(pl, child); err != nil {
+		return err
+	}
+	if given != nil {
+		go c.forgetWhenLeft(p, given.stream)
+	}
+	return nil
 }
 
 // runExec takes a launched exec through its gate, if it has one, to its program.

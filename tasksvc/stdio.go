@@ -37,6 +37,7 @@ type stdioURIs struct {
 type stdio struct {
 	uris  stdioURIs
 	child [3]*os.File // the process's own ends, closed once it has them
+	given *handover   // in place of them, or where a terminal goes to
 	hold  io.Closer   // the writing side of stdin, until CloseIO: of a fifo, or rpcIn
 
 	// What the StdIO service serves, see rpcio.go; nil for other URIs.
@@ -53,8 +54,9 @@ type stdio struct {
 
 // openStdio opens what the URIs name and makes the process's ends. uid and gid
 // will own the pipes, so that /dev/stdout can be opened again.
-func openStdio(ctx context.Context, hub *vsockstream.Hub, uris stdioURIs, uid, gid uint32) (*stdio, error) {
-	s := &stdio{uris: uris}
+// given is what has come for fds:// URIs; it is the stdio's, also after an error.
+func openStdio(ctx context.Context, hub *vsockstream.Hub, uris stdioURIs, given *handover, uid, gid uint32) (*stdio, error) {
+	s := &stdio{uris: uris, given: given}
 	if err := s.open(ctx, hub, int(uid), int(gid)); err != nil {
 		s.close()
 		return nil, err
@@ -63,7 +65,12 @@ func openStdio(ctx context.Context, hub *vsockstream.Hub, uris stdioURIs, uid, g
 }
 
 func (s *stdio) open(ctx context.Context, hub *vsockstream.Hub, uid, gid int) error {
-	if s.uris.terminal {
+	switch {
+	case s.given != nil && s.uris.terminal:
+		return s.openNull()
+	case s.given != nil:
+		return s.given.own(uint32(uid))
+	case s.uris.terminal:
 		return s.openTerminal(ctx, hub)
 	}
 	if err := s.openInput(ctx, hub, uid, gid); err != nil {
@@ -124,10 +131,8 @@ func (s *stdio) openOutput(ctx context.Context, hub *vsockstream.Hub, fd int, ur
 // openTerminal opens the streams of a terminal; until the child has its pty, its
 // fds are /dev/null.
 func (s *stdio) openTerminal(ctx context.Context, hub *vsockstream.Hub) error {
-	for fd := range 3 {
-		if err := s.null(fd); err != nil {
-			return err
-		}
+	if err := s.openNull(); err != nil {
+		return err
 	}
 	for i, uri := range []string{s.uris.stdin, s.uris.stdout} {
 		if uri == "" {
@@ -263,6 +268,24 @@ func (s *stdio) openRPC(fd int) (end *os.File, err error) {
 	return end, err
 }
 
+// openNull makes /dev/null of all three.
+func (s *stdio) openNull() error {
+	for fd := range 3 {
+		if err := s.null(fd); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// fd is the daemon's number of what is to be the process's fd i.
+func (s *stdio) fd(i int) int {
+	if s.child[i] == nil {
+		return s.given.fds[i]
+	}
+	return int(s.child[i].Fd())
+}
+
 // null opens /dev/null without telling the poller, which has no use for it.
 func (s *stdio) null(fd int) error {
 	n, err := unix.Open("/dev/null", unix.O_RDWR|unix.O_CLOEXEC, 0)
@@ -296,6 +319,7 @@ func (s *stdio) closeChild() {
 			s.child[i] = nil
 		}
 	}
+	s.given.closeFDs()
 }
 
 // drain moves what is left after the process has ended. It does not wait.
@@ -347,9 +371,16 @@ func (s *stdio) resize(width, height uint32) error {
 	}
 	var ioctlErr error
 	err = rc.Control(func(fd uintptr) {
-		ioctlErr = unix.IoctlSetWinsize(int(fd), unix.TIOCSWINSZ, &unix.Winsize{Row: uint16(height), Col: uint16(width)})
+		ioctlErr = setSize(int(fd), width, height)
 	})
 	return errors.Join(err, ioctlErr)
+}
+
+func setSize(tty int, width, height uint32) error {
+	if err := unix.IoctlSetWinsize(tty, unix.TIOCSWINSZ, &unix.Winsize{Row: uint16(height), Col: uint16(width)}); err != nil {
+		return fmt.Errorf("set the size of the terminal: %w", err)
+	}
+	return nil
 }
 
 // close ends everything, delivered or not. Safe to call twice.

@@ -161,20 +161,20 @@ func (h *Hub) shake(hs *handshake) (id string, err error) {
 	if err := c.SetDeadline(time.Now().Add(h.cfg.HandshakeTimeout)); err != nil {
 		return "", err
 	}
-	r := &rightsReader{c: c, fd: -1}
+	r := &rightsReader{c: c}
 	defer func() {
 		if err != nil {
-			closeFD(r.fd)
+			closeFDs(r.fds)
 		}
 	}()
 	if id, err = h.cfg.Framing.decode(r); err == nil && r.excess {
-		err = sys.Invalidf("more than one descriptor came with the id")
+		err = sys.Invalidf("more than %d descriptors came with the id", MaxFDs)
 	}
 	if err != nil {
 		h.refuse(c, err)
 		return id, fmt.Errorf("read the id: %w", err)
 	}
-	e, err := h.reserve(id, c, r.fd)
+	e, err := h.reserve(id, c, r.fds)
 	if err != nil {
 		h.refuse(c, err)
 		return id, err

@@ -85,7 +85,7 @@ type entry struct {
 	id    string
 	state entryState
 	conn  Conn
-	fd    int         // handed over with the id, or -1; the entry's until claimed
+	fds   []int       // handed over with the id; the entry's until claimed
 	timer *time.Timer // drops it when unclaimed for too long
 }
 
@@ -157,7 +157,7 @@ func (h *Hub) claimOrWait(id string) (*Stream, chan struct{}, error) {
 		e.timer.Stop()
 		e.state = claimed
 		h.waiting--
-		return &Stream{Conn: e.conn, id: id, fd: e.fd, release: func() { h.free(e) }}, nil, nil
+		return &Stream{Conn: e.conn, id: id, fds: e.fds, release: func() { h.free(e) }}, nil, nil
 	}
 	if h.waiters[id] != nil {
 		return nil, nil, sys.Mark(sys.ErrState, fmt.Errorf("stream %.64q is being claimed already", id))
@@ -168,7 +168,7 @@ func (h *Hub) claimOrWait(id string) (*Stream, chan struct{}, error) {
 }
 
 // reserve takes the id for c, or says why it cannot have it.
-func (h *Hub) reserve(id string, c Conn, fd int) (*entry, error) {
+func (h *Hub) reserve(id string, c Conn, fds []int) (*entry, error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.closed {
@@ -183,7 +183,7 @@ func (h *Hub) reserve(id string, c Conn, fd int) (*entry, error) {
 	if h.waiting >= h.cfg.MaxUnclaimed {
 		return nil, sys.Mark(sys.ErrState, fmt.Errorf("stream %.64q: %d streams wait to be claimed already", id, h.waiting))
 	}
-	e := &entry{id: id, state: reserved, conn: c, fd: fd}
+	e := &entry{id: id, state: reserved, conn: c, fds: fds}
 	h.entries[id] = e
 	h.waiting++
 	return e, nil
@@ -201,6 +201,9 @@ func (h *Hub) publish(hs *handshake, e *entry) bool {
 	delete(h.handshakes, hs)
 	e.state = unclaimed
 	e.timer = time.AfterFunc(h.cfg.UnclaimedTimeout, func() { h.expire(e) })
+	if len(e.fds) > 0 {
+		go h.watch(e)
+	}
 	if published := h.waiters[e.id]; published != nil {
 		delete(h.waiters, e.id)
 		close(published)
@@ -218,13 +221,25 @@ func (h *Hub) expire(e *entry) {
 	}
 }
 
+// watch drops a stream with descriptors when its peer goes before it is
+// claimed, and ends when its connection does: others may wait for the last of them to be closed. Such a stream
+// carries no bytes, so nobody misses what is read here.
+func (h *Hub) watch(e *entry) {
+	_, _ = e.conn.Read(make([]byte, 1))
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.entries[e.id] == e && e.state == unclaimed {
+		h.dropLocked(e)
+	}
+}
+
 // dropLocked closes an unclaimed stream and frees its id. mu is held.
 func (h *Hub) dropLocked(e *entry) {
 	e.timer.Stop()
 	delete(h.entries, e.id)
 	h.waiting--
 	e.conn.Close()
-	closeFD(e.fd)
+	closeFDs(e.fds)
 }
 
 // free makes the id of an entry free again; its connection is another's care.

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -67,8 +68,7 @@ func TestHub(t *testing.T) {
 		far.CloseWrite()
 		near := claim(t, h, "7")
 		require.Equal(t, "7", near.(*Stream).ID())
-		_, hasFD := near.(*Stream).TakeFD()
-		require.False(t, hasFD)
+		require.Empty(t, near.(*Stream).TakeFDs())
 		require.Equal(t, "early", string(await(t, readAll(near), "input")))
 		near.Write([]byte("late"))
 		near.Close()
@@ -368,38 +368,45 @@ func TestHubDescriptor(t *testing.T) {
 		r, w := pipe(t)
 		far := dial(t, addr).(*net.UnixConn)
 		require.NoError(t, control(w, func(fd int) error {
-			return OpenWithFD(context.Background(), far, f, "7", fd)
+			return OpenWithFDs(context.Background(), far, f, "7", fd, fd)
 		}))
 		w.Close()
 		near := claim(t, h, "7").(*Stream)
-		fd, ok := near.TakeFD()
-		require.True(t, ok)
-		_, again := near.TakeFD()
-		require.False(t, again)
-		flags, err := unix.FcntlInt(uintptr(fd), unix.F_GETFD, 0)
-		require.NoError(t, err)
-		require.NotZero(t, flags&unix.FD_CLOEXEC)
-		unix.Write(fd, []byte("direct"))
-		unix.Close(fd)
-		require.Equal(t, "direct", string(await(t, readAll(r), "pipe")))
+		fds := near.TakeFDs()
+		require.Len(t, fds, 2)
+		require.Empty(t, near.TakeFDs())
+		for _, fd := range fds {
+			flags, err := unix.FcntlInt(uintptr(fd), unix.F_GETFD, 0)
+			require.NoError(t, err)
+			require.NotZero(t, flags&unix.FD_CLOEXEC)
+			unix.Write(fd, []byte("direct"))
+			unix.Close(fd)
+		}
+		require.Equal(t, "directdirect", string(await(t, readAll(r), "pipe")))
 		near.Close()
 
-		// Not taken, and more than one: closed by the hub.
+		// Not taken, and refused with the id: closed by the hub.
 		r, w = pipe(t)
 		far = dial(t, addr).(*net.UnixConn)
 		require.NoError(t, control(w, func(fd int) error {
-			return OpenWithFD(context.Background(), far, f, "8", fd)
+			return OpenWithFDs(context.Background(), far, f, "8", slices.Repeat([]int{fd}, MaxFDs)...)
 		}))
-		claim(t, h, "8").Close()
-		frame, err := f.encode("9")
-		require.NoError(t, err)
+		near = claim(t, h, "8").(*Stream)
+		require.Len(t, near.fds, MaxFDs)
 		far = dial(t, addr).(*net.UnixConn)
 		require.NoError(t, control(w, func(fd int) error {
-			_, _, err := far.WriteMsgUnix(frame, unix.UnixRights(fd, fd, fd, fd, fd, fd), nil)
-			return err
+			require.Error(t, OpenWithFDs(context.Background(), far, f, "8", fd))
+			return nil
 		}))
+		near.Close()
+
+		// A client that goes before its stream is claimed takes them along.
+		far = dial(t, addr).(*net.UnixConn)
+		require.NoError(t, control(w, func(fd int) error {
+			return OpenWithFDs(context.Background(), far, f, "9", fd)
+		}))
+		far.Close()
 		w.Close()
-		await(t, readAll(far), "refusal")
 		require.Empty(t, await(t, readAll(r), "pipe"))
 	}
 }

@@ -21,12 +21,13 @@ func Open(ctx context.Context, c Conn, f Framing, id string) error {
 	})
 }
 
-// OpenWithFD is Open that also hands the daemon the descriptor fd to use in
-// the stream's place, by SCM_RIGHTS beside the id, unix(7). The caller keeps
-// its fd; c then carries no bytes and stands for the life of the stream.
-func OpenWithFD(ctx context.Context, c *net.UnixConn, f Framing, id string, fd int) error {
+// OpenWithFDs is Open that also hands the daemon descriptors to use in the
+// stream's place, at most MaxFDs, by SCM_RIGHTS beside the id, unix(7). The
+// caller keeps its own; c then carries no bytes and can be closed once the
+// daemon has claimed the stream.
+func OpenWithFDs(ctx context.Context, c *net.UnixConn, f Framing, id string, fds ...int) error {
 	return open(ctx, c, f, id, func(frame []byte) error {
-		_, _, err := c.WriteMsgUnix(frame, unix.UnixRights(fd), nil)
+		_, _, err := c.WriteMsgUnix(frame, unix.UnixRights(fds...), nil)
 		return err
 	})
 }

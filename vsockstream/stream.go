@@ -14,33 +14,34 @@ type Stream struct {
 	id      string
 	release func()
 
-	mu     sync.Mutex // guards closed and fd
+	mu     sync.Mutex // guards closed and fds
 	closed bool
-	fd     int // descriptor handed over with the id, or -1
+	fds    []int // descriptors handed over with the id
 }
 
 // ID returns the id the stream was opened with.
 func (s *Stream) ID() string { return s.id }
 
-// TakeFD returns the descriptor that a local client handed over to be used in
-// the stream's place (OpenWithFD), once: it then belongs to the caller. It is
-// close-on-exec, and its O_NONBLOCK is the client's: the file description is
-// shared, so leave its flags alone. ok is false if there is none.
-func (s *Stream) TakeFD() (fd int, ok bool) {
+// TakeFDs returns the descriptors that a local client handed over to be used in
+// the stream's place (OpenWithFDs), in its order, once: they then belong to the
+// caller. They are close-on-exec, and their O_NONBLOCK is the client's: the file
+// descriptions are shared, so leave their flags alone. nil if there are none.
+func (s *Stream) TakeFDs() []int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	fd, s.fd = s.fd, -1
-	return fd, fd >= 0
+	fds := s.fds
+	s.fds = nil
+	return fds
 }
 
-// Close closes the connection, and the descriptor if nobody took it. It may be
-// called more than once.
+// Close closes the connection, and the descriptors if nobody took them. It may
+// be called more than once.
 func (s *Stream) Close() error {
 	s.mu.Lock()
 	first := !s.closed
 	s.closed = true
-	closeFD(s.fd)
-	s.fd = -1
+	closeFDs(s.fds)
+	s.fds = nil
 	s.mu.Unlock()
 	if !first {
 		return nil
@@ -50,22 +51,22 @@ func (s *Stream) Close() error {
 	return err
 }
 
-func closeFD(fd int) {
-	if fd >= 0 {
+func closeFDs(fds []int) {
+	for _, fd := range fds {
 		unix.Close(fd)
 	}
 }
 
-// maxRights is how many descriptors the control buffer has room for. One is
-// expected; more than these the kernel closes itself (MSG_CTRUNC).
-const maxRights = 4
+// MaxFDs is how many descriptors can come with an id: SCM_MAX_FD, unix(7).
+const MaxFDs = 253
 
-// rightsReader reads from a connection and keeps the first descriptor that
-// comes along by SCM_RIGHTS. Over vsock none can come. The owner closes fd.
+// rightsReader reads from a connection and keeps the descriptors that come
+// along by SCM_RIGHTS. Over vsock none can come. The owner closes fds.
 type rightsReader struct {
 	c      Conn
-	fd     int  // the descriptor received, or -1
-	excess bool // more than one came; the others are closed
+	oob    []byte // room for the control message
+	fds    []int  // the descriptors received
+	excess bool   // more than MaxFDs came; the others are closed
 }
 
 func (r *rightsReader) Read(b []byte) (int, error) {
@@ -73,9 +74,11 @@ func (r *rightsReader) Read(b []byte) (int, error) {
 	if !ok {
 		return r.c.Read(b)
 	}
-	var oob [64]byte // CmsgSpace(4 * maxRights) is 32
-	n, oobn, flags, _, err := c.ReadMsgUnix(b, oob[:unix.CmsgSpace(4*maxRights)])
-	r.keepRights(oob[:oobn])
+	if r.oob == nil {
+		r.oob = make([]byte, unix.CmsgSpace(4*MaxFDs))
+	}
+	n, oobn, flags, _, err := c.ReadMsgUnix(b, r.oob)
+	r.keepRights(r.oob[:oobn])
 	if flags&unix.MSG_CTRUNC != 0 {
 		r.excess = true
 	}
@@ -96,8 +99,8 @@ func (r *rightsReader) keepRights(oob []byte) {
 			continue
 		}
 		for _, fd := range fds {
-			if r.fd < 0 {
-				r.fd = fd
+			if len(r.fds) < MaxFDs {
+				r.fds = append(r.fds, fd)
 				continue
 			}
 			r.excess = true
