@@ -18,7 +18,8 @@ import (
 const (
 	frameOff    = 4096
 	prologueOff = frameOff + 512
-	maxPrologue = 320 // instructions that Start puts before the program
+	maxCloses   = 320            // instructions that Start puts before the program to close files,
+	maxPrologue = maxCloses + 64 // and with those for signals
 	insnOff     = prologueOff + maxPrologue*insnSize
 	dataOff     = 1 << 20
 	arenaSize   = 8 << 20

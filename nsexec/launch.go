@@ -19,6 +19,8 @@ type Launcher struct {
 	self int    // our own pidfd, for coming back from a container's pid namespace
 	caps uint64 // capabilities that we can pass on
 
+	ignored []int // signals we were told to ignore
+
 	fork sync.RWMutex // read: a clone3 and its entry in children; write: looking at zombies, heap
 	heap dontFork
 
@@ -40,7 +42,12 @@ func NewLauncher() (*Launcher, error) {
 		unix.Close(self)
 		return nil, err
 	}
-	return &Launcher{self: self, caps: caps, children: map[int]*Process{}}, nil
+	ignored, err := ignoredSignals()
+	if err != nil {
+		unix.Close(self)
+		return nil, err
+	}
+	return &Launcher{self: self, caps: caps, ignored: ignored, children: map[int]*Process{}}, nil
 }
 
 // NewProgram returns an empty program that gives its memory back to the
@@ -147,6 +154,9 @@ func (l *Launcher) Start(x Launch) (*Child, error) {
 	}
 	p.mem.setReg(regStatus, uint64(theirs))
 	n, err := p.closeOthers(append([]int{theirs}, files...)...)
+	if err == nil {
+		n, err = p.heedSignals(n, l.ignored)
+	}
 	if err != nil {
 		status.close()
 		return nil, err
@@ -218,8 +228,8 @@ func (p *Program) closeOthers(keep ...int) (int, error) {
 		keep = append(keep, int(fd))
 	}
 	slices.SortFunc(keep, cmp.Compare[int])
-	if len(keep)+2 > maxPrologue {
-		return 0, sys.Invalidf("launch program: more than %d inputs and files", maxPrologue-3)
+	if len(keep)+2 > maxCloses {
+		return 0, sys.Invalidf("launch program: more than %d inputs and files", maxCloses-3)
 	}
 	n, from := 0, 0
 	for _, fd := range keep {

@@ -39,7 +39,7 @@ func mountExercises() []Exercise {
 			Name: "nosymfollow", Features: []string{"MOUNT_ATTR_NOSYMFOLLOW"},
 			Edit: add(specs.Mount{Destination: "/nolinks", Type: "tmpfs", Source: "tmpfs", Options: []string{"nosymfollow"}}),
 			inside: func() []Sight {
-				err := os.Symlink("/proc/version", "/nolinks/l")
+				err := os.Symlink("/proc/uptime", "/nolinks/l")
 				if err == nil {
 					_, err = os.ReadFile("/nolinks/l")
 				}
