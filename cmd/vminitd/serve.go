@@ -33,6 +33,7 @@ type services struct {
 	tasks  *tasksvc.Service
 	events *tasksvc.Exchange
 	hub    *vsockstream.Hub
+	fwds   *tasksvc.Forwards
 	cancel context.CancelFunc // ends what runs in the background
 	run    sync.WaitGroup
 }
@@ -73,6 +74,7 @@ func serve(c serviceConfig) (*services, error) {
 		events: tasksvc.NewExchange(c.Log),
 		hub:    vsockstream.NewHub(vsockstream.HubConfig{Framing: framing, Logger: c.Log}),
 	}
+	s.fwds = tasksvc.NewForwards(s.hub, framing, c.Log)
 	bundles := tasksvc.NewBundles(bundleRoot)
 	s.tasks, err = tasksvc.NewService(tasksvc.Config{
 		Launcher: launcher,
@@ -96,6 +98,7 @@ func serve(c serviceConfig) (*services, error) {
 		s.tasks.Register,
 		bundles.Register,
 		tasksvc.NewStdIO(s.tasks).Register,
+		s.fwds.Register,
 		tasksvc.NewSystem(c.Version, "/sys").Register,
 		tasksvc.NewEvents(s.events, c.Log).Register,
 		tasksvc.NewMounts().Register,
@@ -200,6 +203,7 @@ func (s *services) stop(ctx context.Context) error { return s.tasks.Stop(ctx) }
 func (s *services) drain(ctx context.Context) error {
 	err := s.events.Drain(ctx)
 	s.events.Close() // ends the hosts' event streams, for which Shutdown would wait
+	s.fwds.Close()   // and those of SocketForward
 	err = errors.Join(err, s.server.Shutdown(ctx), s.hub.Close())
 	s.cancel()
 	return err
