@@ -15,6 +15,7 @@
 #define SYS_setns          308
 #define SYS_clone3         435
 #define CLONE_NEWPID       0x20000000
+#define RETRIES            1000
 
 // func cloneAndRun(f *frame) int64
 //
@@ -51,12 +52,16 @@ clone:
 	MOVQ	FRAME_PIDNS(R12), DI
 	TESTQ	DI, DI
 	JLT	unblock
+	MOVL	$RETRIES, R13 // the kernel may be out of memory for a moment
+goback:
 	MOVQ	FRAME_SELFNS(R12), DI
 	MOVL	$CLONE_NEWPID, SI
 	MOVL	$SYS_setns, AX
 	SYSCALL
 	TESTQ	AX, AX
 	JEQ	unblock
+	DECQ	R13
+	JNE	goback
 	INT	$3 // this thread would bear its next children in the container
 
 unblock:

@@ -15,6 +15,7 @@
 #define SYS_setns          268
 #define SYS_clone3         435
 #define CLONE_NEWPID       0x20000000
+#define RETRIES            1000
 
 // func cloneAndRun(f *frame) int64
 //
@@ -50,11 +51,15 @@ clone:
 	MOVD	FRAME_PIDNS(R19), R0
 	CMP	$0, R0
 	BLT	unblock
+	MOVD	$RETRIES, R20 // the kernel may be out of memory for a moment
+goback:
 	MOVD	FRAME_SELFNS(R19), R0
 	MOVD	$CLONE_NEWPID, R1
 	MOVD	$SYS_setns, R8
 	SVC
 	CBZ	R0, unblock
+	SUB	$1, R20
+	CBNZ	R20, goback
 	BRK	$1 // this thread would bear its next children in the container
 
 unblock:

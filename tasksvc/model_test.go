@@ -32,7 +32,7 @@ func soak(long, short int) int {
 }
 
 // The Task API against its reference model: 100,000 random calls with
-// VMINIT_SOAK set, 4,000 else.
+// VMINIT_SOAK set, 10,000 else.
 func TestModel(t *testing.T) {
 	h := newHost(t)
 	ledger := model.NewLedger()
@@ -68,7 +68,7 @@ func TestModel(t *testing.T) {
 			return &specs.Process{Args: k.Args, Terminal: k.Terminal, Cwd: "/", Env: []string{"PATH=/bin"}}
 		},
 	}
-	want := int64(soak(100_000, 4_000))
+	want := int64(soak(100_000, 10_000))
 	for name, value := range map[string]int{"rapid.steps": modelSteps, "rapid.checks": soak(100, 10)} {
 		f := flag.Lookup(name)
 		if f.Value.String() != f.DefValue {
