@@ -3,6 +3,7 @@ package vmtest
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"flag"
 	"os"
 	"strconv"
@@ -14,6 +15,7 @@ import (
 	taskv3 "github.com/containerd/containerd/api/runtime/task/v3"
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"github.com/stretchr/testify/require"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/emptypb"
 	"pgregory.net/rapid"
@@ -59,6 +61,14 @@ func (g *Guest) ledger(ctx context.Context, t *testing.T) *model.Ledger {
 	return l
 }
 
+// codeOf is the code of an answer, or of the client's own impatience.
+func codeOf(err error) codes.Code {
+	if errors.Is(err, context.DeadlineExceeded) {
+		return codes.DeadlineExceeded
+	}
+	return status.Code(err)
+}
+
 // awaitEnds waits until n containers have been deleted since before.
 func awaitEnds(t *testing.T, l *model.Ledger, n int) {
 	t.Helper()
@@ -83,10 +93,11 @@ func TestModel(t *testing.T) {
 	g := Shared(t)
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Minute)
 	defer cancel()
+	ledger := g.ledger(ctx, t)
 	base := g.Baseline(ctx, t)
 	var ops atomic.Int64
 	cfg := model.Config{
-		Task: g.Task, Code: status.Code, Ledger: g.ledger(ctx, t), Ops: &ops, Limits: true,
+		Task: g.Task, Code: codeOf, Ledger: ledger, Ops: &ops, Limits: true,
 		Bundle: func(k model.Kind) (*taskv3.CreateTaskRequest, error) {
 			spec := Spec(k.Args...)
 			spec.Process.Terminal = k.Terminal
