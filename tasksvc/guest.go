@@ -15,6 +15,7 @@ import (
 
 	guestapi "vminit/api/services/guest/v1"
 	"vminit/internal/sys"
+	"vminit/vsockstream"
 )
 
 // BootSpan is one step of the guest's boot, in time since kernel start.
@@ -26,17 +27,28 @@ type BootSpan struct {
 
 // GuestConfig is what a Guest reports about.
 type GuestConfig struct {
-	Events *Exchange
-	Boot   func() []BootSpan // sorted by start
-	Cgroup string            // directory containers' cgroups live below
-	Logger *slog.Logger
+	Events  *Exchange
+	Tasks   *Service          // for Metrics, may be nil
+	Streams *vsockstream.Hub  // likewise
+	Boot    func() []BootSpan // sorted by start
+	Cgroup  string            // directory containers' cgroups live below
+	Logger  *slog.Logger
 }
 
 // Guest is our own service: what a host needs of a microVM beside containers.
-type Guest struct{ cfg GuestConfig }
+// It owns the file systems it has frozen.
+type Guest struct {
+	cfg    GuestConfig
+	fs     frozenFS
+	closed context.Context // ends with Close
+	cancel context.CancelFunc
+}
 
-// NewGuest returns the service.
-func NewGuest(cfg GuestConfig) *Guest { return &Guest{cfg} }
+// NewGuest returns the service. Close it in the end.
+func NewGuest(cfg GuestConfig) *Guest {
+	ctx, cancel := context.WithCancel(context.Background())
+	return &Guest{cfg: cfg, fs: frozenFS{frozen: map[uint64]*frozen{}}, closed: ctx, cancel: cancel}
+}
 
 // Register adds the service to a server.
 func (g *Guest) Register(srv *ttrpc.Server) { guestapi.RegisterTTRPCGuestService(srv, g) }
@@ -110,31 +122,4 @@ func (g *Guest) Events(ctx context.Context, _ *emptypb.Empty, stream guestapi.TT
 			}
 		}
 	})
-}
-
-// The rest of the service is not there yet.
-
-// FreezeFS is not supported yet.
-func (g *Guest) FreezeFS(context.Context, *guestapi.FreezeFSRequest) (*emptypb.Empty, error) {
-	return nil, sys.Unsupportedf("FreezeFS is not supported yet")
-}
-
-// ThawFS is not supported yet.
-func (g *Guest) ThawFS(context.Context, *guestapi.ThawFSRequest) (*emptypb.Empty, error) {
-	return nil, sys.Unsupportedf("ThawFS is not supported yet")
-}
-
-// TrimFS is not supported yet.
-func (g *Guest) TrimFS(context.Context, *guestapi.TrimFSRequest) (*guestapi.TrimFSResponse, error) {
-	return nil, sys.Unsupportedf("TrimFS is not supported yet")
-}
-
-// KernelLog is not supported yet.
-func (g *Guest) KernelLog(context.Context, *guestapi.KernelLogRequest, guestapi.TTRPCGuest_KernelLogServer) error {
-	return toStatus(sys.Unsupportedf("KernelLog is not supported yet"))
-}
-
-// Metrics is not supported yet.
-func (g *Guest) Metrics(context.Context, *emptypb.Empty) (*guestapi.MetricsResponse, error) {
-	return nil, sys.Unsupportedf("Metrics is not supported yet")
 }

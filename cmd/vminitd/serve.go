@@ -34,6 +34,7 @@ type services struct {
 	events *tasksvc.Exchange
 	hub    *vsockstream.Hub
 	fwds   *tasksvc.Forwards
+	guest  *tasksvc.Guest
 	cancel context.CancelFunc // ends what runs in the background
 	run    sync.WaitGroup
 }
@@ -94,6 +95,9 @@ func serve(c serviceConfig) (*services, error) {
 	if err != nil {
 		return nil, err
 	}
+	s.guest = tasksvc.NewGuest(tasksvc.GuestConfig{
+		Events: s.events, Tasks: s.tasks, Streams: s.hub, Boot: c.bootSpans, Cgroup: cgroupMount + "/" + cgroupTree, Logger: c.Log,
+	})
 	s.server, err = tasksvc.NewServer(c.Log,
 		s.tasks.Register,
 		bundles.Register,
@@ -102,9 +106,7 @@ func serve(c serviceConfig) (*services, error) {
 		tasksvc.NewSystem(c.Version, "/sys").Register,
 		tasksvc.NewEvents(s.events, c.Log).Register,
 		tasksvc.NewMounts().Register,
-		tasksvc.NewGuest(tasksvc.GuestConfig{
-			Events: s.events, Boot: c.bootSpans, Cgroup: cgroupMount + "/" + cgroupTree, Logger: c.Log,
-		}).Register,
+		s.guest.Register,
 	)
 	if err != nil {
 		return nil, err
@@ -196,7 +198,10 @@ func (s *services) background(ctx context.Context, log *slog.Logger, name string
 }
 
 // stop refuses new containers and ends those there are.
-func (s *services) stop(ctx context.Context) error { return s.tasks.Stop(ctx) }
+func (s *services) stop(ctx context.Context) error {
+	s.guest.Close() // a process that writes to a frozen file system cannot end
+	return s.tasks.Stop(ctx)
+}
 
 // drain waits until the events and answers that are under way have been handed
 // to the host, then closes the ports.
