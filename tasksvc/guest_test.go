@@ -199,4 +199,3 @@ func TestGuestFSErrors(t *testing.T) {
 	require.Error(t, err)
 	require.Equal(t, before, countFds(t))
 }
-
