@@ -211,5 +211,13 @@ func (p *process) openStdio(ctx context.Context, o createOptions, given *handove
 			return nil, err
 		}
 	}
-	return openStdio(ctx, c.svc.cfg.Streams, p.uris, given, uid, gid)
+	io, err := openStdio(ctx, c.svc.cfg.Streams, p.uris, given, uid, gid)
+	if err != nil {
+		return nil, err
+	}
+	if err := io.startLoggers(ctx, p); err != nil {
+		io.close()
+		return nil, err
+	}
+	return io, nil
 }

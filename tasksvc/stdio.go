@@ -44,6 +44,8 @@ type stdio struct {
 	rpcIn  *rpcInput
 	rpcOut [2]*rpcOutput
 
+	loggers []*logger // logging processes of binary:// URIs
+
 	mu    sync.Mutex // guards all below
 	in    *vsockstream.Pump
 	out   []*vsockstream.Pump
@@ -77,7 +79,7 @@ func (s *stdio) open(ctx context.Context, hub *vsockstream.Hub, uid, gid int) er
 		return err
 	}
 	for i, uri := range []string{s.uris.stdout, s.uris.stderr} {
-		if i == 1 && uri != "" && uri == s.uris.stdout && schemeOf(uri) != "rpcio" {
+		if i == 1 && uri != "" && uri == s.uris.stdout && !keepsApart(uri) {
 			s.child[2] = s.child[1]
 			break
 		}
@@ -190,6 +192,13 @@ func schemeOf(uri string) string {
 	return "fifo"
 }
 
+// keepsApart reports whether a URI that is both stdout's and stderr's means two
+// streams all the same.
+func keepsApart(uri string) bool {
+	scheme := schemeOf(uri)
+	return scheme == "rpcio" || scheme == "binary"
+}
+
 // openEnd opens one URI on the daemon's side, for the process's fd 0, 1 or 2.
 func (s *stdio) openEnd(ctx context.Context, hub *vsockstream.Hub, uri string, fd int) (vsockstream.End, error) {
 	output := fd > 0
@@ -223,9 +232,9 @@ func (s *stdio) openEnd(ctx context.Context, hub *vsockstream.Hub, uri string, f
 	case "rpcio":
 		return s.openRPC(fd)
 	case "binary":
-		return nil, sys.Unsupportedf("logging binaries are not supported yet")
+		return s.openLogger(uri, fd)
 	}
-	return nil, sys.Invalidf("scheme %q is not one of stream, fifo, file, rpcio", scheme)
+	return nil, sys.Invalidf("scheme %q is not one of stream, fifo, file, binary, rpcio", scheme)
 }
 
 // openFifo opens a named pipe without waiting for the peer. For output it is
@@ -406,6 +415,9 @@ func (s *stdio) close() {
 		if o != nil {
 			o.close()
 		}
+	}
+	for _, l := range s.loggers {
+		l.end()
 	}
 	if s.tty != nil {
 		s.tty.Close()
