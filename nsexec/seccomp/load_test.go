@@ -24,9 +24,11 @@ const childEnv = "SECCOMP_TEST_CHILD"
 
 type childTask struct {
 	Profile *specs.LinuxSeccomp
-	Calls   []childCall // made one after the other, result by result on stdout
-	Exec    string      // then this program is run
-	Answer  int64       // what a listener answers
+	Insns   []unix.SockFilter // loaded as they are, in place of a profile
+	Calls   []childCall       // made one after the other, result by result on stdout
+	Exec    string            // then this program is run
+	Output  string            // with this file as stdout
+	Answer  int64             // what a listener answers
 }
 
 type childCall struct {
@@ -50,9 +52,21 @@ func child(text string) error {
 	if err := json.Unmarshal([]byte(text), &task); err != nil {
 		return err
 	}
-	f, err := Compile(task.Profile)
-	if err != nil {
-		return err
+	f := &Filter{Insns: task.Insns}
+	if task.Insns == nil {
+		var err error
+		if f, err = Compile(task.Profile); err != nil {
+			return err
+		}
+	}
+	if task.Output != "" {
+		out, err := os.Create(task.Output)
+		if err != nil {
+			return err
+		}
+		if err := unix.Dup3(int(out.Fd()), 1, 0); err != nil {
+			return err
+		}
 	}
 	runtime.LockOSThread() // the filter is this thread's
 	fd, err := load(f)
