@@ -24,7 +24,9 @@ func (c *Compiler) readonlyPath(name string) {
 
 // maskedPaths hides directories behind an empty read-only tmpfs (one for all)
 // and files behind the guest's own /dev/null, never the container's
-// (CVE-2025-31133).
+// (CVE-2025-31133): read-only too, or a container's root could change the owner
+// and the mode of the guest's node through it. Reading and writing a device is
+// not affected by that.
 func (c *Compiler) maskedPaths(names []string) {
 	p := c.p
 	p.SetReg(c.mask, ^uint64(0))
@@ -46,6 +48,7 @@ func (c *Compiler) maskFile() {
 	p.Call(unix.SYS_OPEN_TREE, nsexec.Int(unix.AT_FDCWD), p.Str("/dev/null"), nsexec.Int(unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)).Store(c.tree)
 	c.statx(c.tree, c.stat)
 	c.checkNode(null, unix.ENODEV, "mask a file: /dev/null of the guest is something else")
+	c.setAttributes(c.tree, unix.MOUNT_ATTR_RDONLY, 0, 0)
 	c.moveMount()
 	c.close(c.tree)
 	c.close(c.dest)

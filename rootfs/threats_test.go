@@ -220,6 +220,19 @@ umount /proc/kcore 2>&1 | head -1; mount -o remount,rw /proc/sys 2>&1; mkdir /sy
 	require.Contains(t, out, "can't create /proc/sys/kernel/hostname: Read-only file system")
 }
 
+// TestMaskIsNotTheGuests: a masked file is the guest's own /dev/null, whose mode
+// and owner no container may change. (What is asked for is what it has already:
+// nothing happens if it works.)
+func TestMaskIsNotTheGuests(t *testing.T) {
+	requireRoot(t)
+	s := defaultSpec(busyboxRoot(t, "chmod", "chown"))
+	s.Linux.MaskedPaths = []string{"/proc/version"}
+	out, err := run(t, s, "chmod 666 /proc/version 2>&1; chown 0:0 /proc/version 2>&1; echo x > /proc/version && cat /proc/version && echo still null")
+	require.NoError(t, err)
+	require.Equal(t, 2, strings.Count(out, "Read-only file system"), out)
+	require.Contains(t, out, "still null")
+}
+
 // TestTerminalOfHostileImages: CVE-2025-52565. /dev/console and /dev/pts of the
 // image are links.
 func TestTerminalOfHostileImages(t *testing.T) {
