@@ -6,6 +6,7 @@ import (
 	"os"
 	"strconv"
 	"sync"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 
@@ -20,7 +21,8 @@ type Cgroup struct {
 	path string // below the mountpoint, with a leading slash
 	dir  dir
 
-	deleted bool // guarded by tree.mu
+	deleted   bool        // guarded by tree.mu
+	uncounted atomic.Bool // no memory controller: OOM kills are not counted
 
 	devMu  sync.Mutex // held while the device filter is exchanged
 	filter *devFilter // the one attached, nil at first; guarded by devMu

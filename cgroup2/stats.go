@@ -99,11 +99,15 @@ func (r *statReader) value(name string, dst *uint64) bool {
 // Without a memory controller nothing is counted: the error is marked
 // [sys.ErrUnsupported]. After removal it is [sys.ErrNotFound].
 func (c *Cgroup) OOMKills() (uint64, error) {
+	if c.uncounted.Load() {
+		return 0, c.wrap("read memory.events of", sys.Unsupportedf("%w: no memory controller", unix.ENOENT))
+	}
 	data, err := c.dir.read("memory.events")
 	if absent(err) {
 		if c.gone() {
 			return 0, c.wrap("read memory.events of", unix.ENODEV)
 		}
+		c.uncounted.Store(true)
 		return 0, c.wrap("read memory.events of", sys.Unsupportedf("%w: no memory controller", unix.ENOENT))
 	}
 	if err != nil {

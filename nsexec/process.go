@@ -46,6 +46,7 @@ type Process struct {
 	pidfd *os.File
 	owner *Launcher
 	done  chan struct{}
+	once  sync.Once // of watch
 
 	mu     sync.Mutex // guards status, reaped
 	reaped bool
@@ -62,9 +63,13 @@ func (l *Launcher) newProcess(pid, pidfd int) (*Process, error) {
 	l.mu.Lock()
 	l.children[pid] = p
 	l.mu.Unlock()
-	go p.watch()
 	return p, nil
 }
+
+// attend has somebody wait for the end of the process. Not sooner than its
+// parent has time for that: a goroutine wakes a thread, which takes a processor
+// that a child which has just been born could run on.
+func (p *Process) attend() { p.once.Do(func() { go p.watch() }) }
 
 // watch reaps the process when its pidfd becomes readable (pidfd_open(2),
 // Linux 5.3; waitid(P_PIDFD), Linux 5.4).
@@ -82,7 +87,10 @@ func (p *Process) watch() {
 func (p *Process) PID() int { return p.pid }
 
 // Done is closed when the process has been reaped.
-func (p *Process) Done() <-chan struct{} { return p.done }
+func (p *Process) Done() <-chan struct{} {
+	p.attend()
+	return p.done
+}
 
 // Reaped reports whether the process has been reaped: Done is closed.
 func (p *Process) Reaped() bool {

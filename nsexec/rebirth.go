@@ -53,6 +53,7 @@ func (c *Child) Follow(regs *Registers, r Rebirth) error {
 		return err
 	}
 	c.Process = second
+	second.attend()
 	if err := first.Signal(unix.SIGKILL); err != nil {
 		return fmt.Errorf("end the first child of a launch: %w", err)
 	}

@@ -19,6 +19,7 @@ type plan struct {
 	program  *nsexec.Program
 	clone    uint64 // namespaces the child is born with, CLONE_NEW* flags
 	stdio    nsexec.Stdio
+	network  nsexec.Reg            // input for a network namespace that is ready; 0 if clone3 makes one
 	tty      nsexec.Reg            // the pty's master at the last gate, if terminal
 	terminal bool                  //
 	files    map[nsexec.Reg]uint64 // inputs that are namespace files, by clone flag
@@ -65,6 +66,7 @@ type compileOptions struct {
 	bundle    string
 	cgroup    string // absolute path of the container's directory
 	newRing   bool   // join a new session keyring
+	network   bool   // a new network namespace is ready, with lo up
 	seccomp   *seccomp.Cache
 	launcher  *nsexec.Launcher   // will run it; nil for a plan to look at
 	oomAdjust int                // the daemon's own oom_score_adj, which a workload must not inherit
@@ -87,7 +89,7 @@ func compileInit(spec *specs.Spec, ns namespaces, o compileOptions) (*plan, erro
 	p.PassFiles(o.files)
 	pl, linux, own := &plan{program: p, warnings: ignored(spec)}, spec.Linux, ns.all()
 	userNS := own&unix.CLONE_NEWUSER != 0
-	pl.enterNamespaces(ns, linux)
+	pl.enterNamespaces(ns, linux, o.network)
 	if userNS { // procfs would refuse the child
 		score := oomScore(spec.Process)
 		pl.fromOutside().oomScore = &score
@@ -107,7 +109,7 @@ func compileInit(spec *specs.Spec, ns namespaces, o compileOptions) (*plan, erro
 	if len(linux.TimeOffsets) > 0 {
 		pl.enterTimeNamespace(linux.TimeOffsets, userNS)
 	}
-	if ns.fresh&unix.CLONE_NEWNET != 0 {
+	if ns.fresh&unix.CLONE_NEWNET != 0 && !o.network {
 		p.LoopbackUp()
 	}
 	if len(linux.NetDevices) > 0 {

@@ -3,12 +3,14 @@ package tasksvc
 import (
 	"context"
 	"errors"
+	"os"
 	"path/filepath"
 	"time"
 
 	eventsapi "github.com/containerd/containerd/api/events"
 	taskv3 "github.com/containerd/containerd/api/runtime/task/v3"
 	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 
 	"vminit/cgroup2"
 	"vminit/internal/sys"
@@ -68,9 +70,14 @@ func (s *Service) create(ctx context.Context, c *container, r *taskv3.CreateTask
 	back.add(given.close)
 	spec := *c.spec
 	spec.Process = given.environ(p.spec)
+	var network *os.File
+	if ns.fresh&unix.CLONE_NEWNET != 0 && ns.all()&unix.CLONE_NEWUSER == 0 { // it is to belong to the container's user namespace
+		network = s.network.Take()
+		defer network.Close() // of nil, too
+	}
 	pl, err := compileInit(&spec, ns, compileOptions{
 		id: c.id, bundle: c.bundle, cgroup: filepath.Join(s.cfg.CgroupMount, c.cgroup.Path()), newRing: !o.noKeyring, seccomp: &s.seccomp, launcher: s.cfg.Launcher, oomAdjust: s.oomAdjust,
-		tasks: c.rdt.taskFiles(), files: len(given.files()),
+		tasks: c.rdt.taskFiles(), files: len(given.files()), network: network != nil,
 	})
 	if err != nil {
 		return err
@@ -80,6 +87,9 @@ func (s *Service) create(ctx context.Context, c *container, r *taskv3.CreateTask
 		return err
 	}
 	back.add(p.io.close)
+	if network != nil {
+		pl.program.Bind(pl.network, int(network.Fd()))
+	}
 	if err := s.launchInit(ctx, c, p, pl, ns, &back); err != nil {
 		return err
 	}
@@ -103,7 +113,19 @@ func (s *Service) create(ctx context.Context, c *container, r *taskv3.CreateTask
 		IO: &eventsapi.TaskIO{Stdin: r.Stdin, Stdout: r.Stdout, Stderr: r.Stderr, Terminal: r.Terminal},
 	})
 	go p.watch()
+	s.refill.Reset(refillDelay)
 	return nil
+}
+
+// refillDelay is how long after a create the next network namespace is made:
+// late enough to be in nobody's way. Who creates faster than that does without.
+const refillDelay = 20 * time.Millisecond
+
+// spareNetwork has the next container find a network namespace ready.
+func (s *Service) spareNetwork() {
+	if err := s.network.Fill(); err != nil { // clone3 makes them then, or says why it cannot
+		s.log.Debug("no network namespace is kept ready", "error", err)
+	}
 }
 
 // mountRootfs mounts what the host sent along and points root.path at it.

@@ -89,6 +89,7 @@ func (p *process) release(ctx context.Context) {
 	if p.child != nil {
 		p.child.Abandon()
 	}
+	p.dropPlan()
 	if p.io != nil {
 		_ = p.io.drained(ctx) // whatever is not out by then is lost, as drain's deadline says
 		p.io.close()

@@ -67,8 +67,9 @@ var joinOrder = []uint64{
 }
 
 // enterNamespaces has the child be in all namespaces but a time namespace with
-// offsets, and sets up its stdio.
-func (pl *plan) enterNamespaces(ns namespaces, linux *specs.Linux) {
+// offsets, and sets up its stdio. With network, a new network namespace is not
+// made but joined.
+func (pl *plan) enterNamespaces(ns namespaces, linux *specs.Linux, network bool) {
 	p := pl.program
 	pl.clone = ns.fresh
 	if len(linux.TimeOffsets) > 0 {
@@ -88,6 +89,10 @@ func (pl *plan) enterNamespaces(ns namespaces, linux *specs.Linux) {
 		return
 	}
 	pl.stdio = p.SetupStdio()
+	if network {
+		pl.network = p.JoinFile("network", unix.CLONE_NEWNET)
+		pl.clone &^= unix.CLONE_NEWNET
+	}
 	pl.joinByPath(ns)
 	if ns.fresh&unix.CLONE_NEWUSER != 0 {
 		pl.gate(gateUser, func(child *nsexec.Child, _ *nsexec.Registers) error { return mapIDs(child.Process, ns, linux) })

@@ -21,6 +21,8 @@ type process struct {
 	launched  chan struct{}  // closed when handle and io are set
 	exited    chan struct{}  // closed when the exit is final and published
 
+	planned <-chan execPlan // of an exec: compiled ahead of its start; nil once taken
+
 	state  State
 	busy   string            // the operation under way, "" if none
 	child  *nsexec.Child     // init between Create and Start

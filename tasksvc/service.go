@@ -18,6 +18,7 @@ import (
 	"os"
 	"strconv"
 	"sync"
+	"time"
 
 	"vminit/cgroup2"
 	"vminit/internal/sys"
@@ -49,6 +50,8 @@ type Service struct {
 	log       *slog.Logger
 	oomAdjust int // our own oom_score_adj
 	seccomp   seccomp.Cache
+	network   nsexec.SpareNetwork
+	refill    *time.Timer // fills network
 
 	mu         sync.Mutex // guards containers, stopping
 	containers map[containerKey]*container
@@ -67,7 +70,13 @@ func NewService(cfg Config) (*Service, error) {
 	if err != nil {
 		return nil, fmt.Errorf("/proc/self/oom_score_adj: %w", err)
 	}
-	return &Service{cfg: cfg, log: cfg.Logger, oomAdjust: adjust, containers: map[containerKey]*container{}}, nil
+	s := &Service{cfg: cfg, log: cfg.Logger, oomAdjust: adjust, containers: map[containerKey]*container{}}
+	s.refill = time.AfterFunc(time.Hour, s.spareNetwork)
+	go guard(s.log, "first spare network", func() {
+		<-cfg.Settled
+		s.refill.Reset(refillDelay)
+	})
+	return s, nil
 }
 
 // reserve takes an id for a container that is about to be created: its init is

@@ -53,7 +53,15 @@ func readRegular(name string, limit int64) ([]byte, error) {
 	if st.Size() > limit {
 		return nil, sys.Invalidf("%s is %d bytes long, more than the %d allowed", name, st.Size(), limit)
 	}
-	return io.ReadAll(io.LimitReader(f, limit))
+	data := make([]byte, st.Size()+1)
+	n, err := io.ReadFull(f, data)
+	if err == nil { // it has grown since
+		return nil, sys.Invalidf("%s changes while it is read", name)
+	}
+	if !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) {
+		return nil, err
+	}
+	return data[:n], nil
 }
 
 // decodeSpec decodes and checks a config. Errors are the caller's fault.

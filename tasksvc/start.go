@@ -27,6 +27,7 @@ func (c *container) start() (uint32, error) {
 
 	err := child.Open()
 	if err == nil {
+		c.watchOOM() // while the child loads its program
 		err = child.AwaitExec(time.Now().Add(launchTimeout))
 	}
 	if err != nil {
@@ -120,25 +121,16 @@ func (c *container) launchExec(ctx context.Context, p *process) (err error) {
 		}
 	}()
 	init := c.init.handle
-	o := compileOptions{id: c.id, newRing: true, seccomp: &c.svc.seccomp, launcher: c.svc.cfg.Launcher, oomAdjust: c.svc.oomAdjust, tasks: c.rdt.taskFiles()}
-	if nsexec.NeedsHome(p.spec.Env) {
-		if o.home, err = homeOf(ctx, init, p.spec.User.UID); err != nil {
-			return err
-		}
-	}
-	if p.spec.ExecCPUAffinity == nil && c.spec.Process != nil { // config.json says it for all execs
-		o.affinity = c.spec.Process.ExecCPUAffinity
-	}
 	given, err := takeHandover(ctx, c.svc.cfg.Streams, p.uris)
 	if err != nil {
 		return err
 	}
 	back.add(given.close)
-	o.files = len(given.files())
-	pl, pidfd, err := compileExec(given.environ(p.spec), c.spec.Linux, c.join, o)
-	if err != nil {
-		return err
+	x := p.takePlan(ctx, given)
+	if x.err != nil {
+		return x.err
 	}
+	pl := x.plan
 	back.add(func() { pl.program.Close() })
 	io, err := p.openStdio(ctx, createOptions{}, given)
 	if err != nil {
@@ -146,7 +138,7 @@ func (c *container) launchExec(ctx context.Context, p *process) (err error) {
 	}
 	back.add(io.close)
 	bindStdio(pl, io)
-	pl.program.Bind(pidfd, init.Pidfd())
+	pl.program.Bind(x.container, init.Pidfd())
 	pidns := -1
 	if c.join&unix.CLONE_NEWPID != 0 {
 		pidns = init.Pidfd()
@@ -171,7 +163,7 @@ func (c *container) launchExec(ctx context.Context, p *process) (err error) {
 	close(p.launched)
 	c.exits.launched(p)
 	c.mu.Unlock()
-	go p.watch()
+	defer func() { go p.watch() }() // not while the child wants to run: a thread wakes for it
 	for _, w := range pl.warnings {
 		c.svc.log.Warn(w, "process", p.name())
 	}

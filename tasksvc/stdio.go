@@ -35,10 +35,11 @@ type stdioURIs struct {
 // stdio is the plumbing of one process. Opening, attachTerminal and start are
 // for the one goroutine that launches the process; the rest is safe any time.
 type stdio struct {
-	uris  stdioURIs
-	child [3]*os.File // the process's own ends, closed once it has them
-	given *handover   // in place of them, or where a terminal goes to
-	hold  io.Closer   // the writing side of stdin, until CloseIO: of a fifo, or rpcIn
+	uris    stdioURIs
+	child   [3]*os.File // the process's own ends, closed once it has them; two may be one
+	devNull *os.File    // the ends that lead nowhere
+	given   *handover   // in place of them, or where a terminal goes to
+	hold    io.Closer   // the writing side of stdin, until CloseIO: of a fifo, or rpcIn
 
 	// What the StdIO service serves, see rpcio.go; nil for other URIs.
 	rpcIn  *rpcInput
@@ -297,11 +298,16 @@ func (s *stdio) fd(i int) int {
 
 // null opens /dev/null without telling the poller, which has no use for it.
 func (s *stdio) null(fd int) error {
+	if s.devNull != nil {
+		s.child[fd] = s.devNull
+		return nil
+	}
 	n, err := unix.Open("/dev/null", unix.O_RDWR|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return fmt.Errorf("open /dev/null: %w", err)
 	}
-	s.child[fd] = os.NewFile(uintptr(n), "/dev/null")
+	s.devNull = os.NewFile(uintptr(n), "/dev/null")
+	s.child[fd] = s.devNull
 	return nil
 }
 

@@ -50,7 +50,6 @@ func (s *Service) Create(ctx context.Context, r *taskv3.CreateTaskRequest) (*tas
 		s.forget(c)
 		return nil, err
 	}
-	c.watchOOM()
 	close(c.created)
 	return &taskv3.CreateTaskResponse{Pid: c.init.pid()}, nil
 }
@@ -152,7 +151,9 @@ func (s *Service) Exec(ctx context.Context, r *taskv3.ExecProcessRequest) (*empt
 	if _, ok := c.execs[r.ExecID]; ok {
 		return nil, sys.Mark(sys.ErrExists, fmt.Errorf("exec %s of container %s exists already", r.ExecID, c.id))
 	}
-	c.execs[r.ExecID] = newProcess(c, r.ExecID, spec, stdioURIs{r.Stdin, r.Stdout, r.Stderr, r.Terminal})
+	p := newProcess(c, r.ExecID, spec, stdioURIs{r.Stdin, r.Stdout, r.Stderr, r.Terminal})
+	c.execs[r.ExecID] = p
+	p.planAhead()
 	c.publish("/tasks/exec-added", &eventsapi.TaskExecAdded{ContainerID: c.id, ExecID: r.ExecID})
 	return empty, nil
 }
