@@ -19,7 +19,7 @@ const (
 // uevents (netlink(7), NETLINK_KOBJECT_UEVENT) and looks after subscribing, so
 // that nothing is missed.
 func waitForDevice(ctx context.Context, path string) error {
-	if _, err := os.Stat(path); err == nil {
+	if present(path) {
 		return nil
 	}
 	ctx, cancel := context.WithTimeoutCause(ctx, deviceTimeout, fmt.Errorf("it did not appear within %s: %w", deviceTimeout, context.DeadlineExceeded))
@@ -37,7 +37,7 @@ func waitForDevice(ctx context.Context, path string) error {
 	defer stop()
 	buf := make([]byte, 8192)
 	for {
-		if _, err := os.Stat(path); err == nil {
+		if present(path) {
 			return nil
 		}
 		err := events.SetReadDeadline(time.Now().Add(deviceLook))
@@ -52,4 +52,21 @@ func waitForDevice(ctx context.Context, path string) error {
 			return fmt.Errorf("wait for device %s: %w", path, err)
 		}
 	}
+}
+
+// present reports whether there is a device behind the path: the node of one
+// that has just been plugged in may be there first (ENXIO).
+func present(path string) bool {
+	st, err := os.Stat(path)
+	if err != nil {
+		return false
+	}
+	if st.Mode().Type() != os.ModeDevice {
+		return true
+	}
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	if err == nil {
+		unix.Close(fd)
+	}
+	return err != unix.ENXIO && err != unix.ENODEV
 }

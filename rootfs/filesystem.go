@@ -140,7 +140,7 @@ func (c *Compiler) mountByData(fstype string, e *entry, options []string) {
 		p.Fail(sys.Unsupportedf("mount %s: idmap and tmpcopyup together with an option of more than %d bytes", e.Destination, maxFsconfigValue))
 		return
 	}
-	data := strings.Join(append(slices.Clone(e.super), options...), ",")
+	data := strings.Join(options, ",")
 	if len(data) >= pageSize {
 		p.Fail(sys.Invalidf("mount %s: the options are %d bytes long, the kernel takes less than a page", e.Destination, len(data)))
 		return
@@ -149,7 +149,7 @@ func (c *Compiler) mountByData(fstype string, e *entry, options []string) {
 	c.checkDestination(e)
 	p.Call(unix.SYS_FCHDIR, c.dest.Arg())
 	c.close(c.dest)
-	p.Call(unix.SYS_MOUNT, p.Str(e.Source), p.Str("."), p.Str(fstype), nsexec.Int(msFlagsOf(e.set)), p.Str(data))
+	p.Call(unix.SYS_MOUNT, p.Str(e.Source), p.Str("."), p.Str(fstype), nsexec.Int(msFlagsOf(e.set)|superFlags(e.super)), p.Str(data))
 	p.Call(unix.SYS_FCHDIR, c.root.Arg())
 	if e.rset|e.rclr == 0 && len(e.propagation) == 0 {
 		return
@@ -165,6 +165,26 @@ func (c *Compiler) mountByData(fstype string, e *entry, options []string) {
 }
 
 const pageSize = 4096
+
+// superFlags are flags of the superblock as mount(2) wants them. Among the
+// options, file systems without fs_context (overlay before Linux 6.5) refuse them.
+func superFlags(super []string) (flags uint64) {
+	for _, f := range super {
+		switch f {
+		case "ro":
+			flags |= unix.MS_RDONLY
+		case "sync":
+			flags |= unix.MS_SYNCHRONOUS
+		case "dirsync":
+			flags |= unix.MS_DIRSYNC
+		case "lazytime":
+			flags |= unix.MS_LAZYTIME
+		case "mand":
+			flags |= unix.MS_MANDLOCK
+		}
+	}
+	return flags
+}
 
 // msFlagsOf are attributes as mount(2) wants them.
 func msFlagsOf(set uint64) (flags uint64) {

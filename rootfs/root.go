@@ -75,7 +75,7 @@ func (c *Compiler) prepareRoot() {
 	if prop.shared() { // with the container's own, not with the guest
 		c.propagate(c.root, unix.MS_SLAVE|unix.MS_REC)
 	}
-	p.Call(unix.SYS_MOVE_MOUNT, c.root.Arg(), p.Str(""), nsexec.Int(unix.AT_FDCWD), p.Str(root), nsexec.Int(unix.MOVE_MOUNT_F_EMPTY_PATH))
+	p.Call(unix.SYS_MOVE_MOUNT, c.root.Arg(), p.Str(""), nsexec.Int(unix.AT_FDCWD), p.Str(root), nsexec.Int(unix.MOVE_MOUNT_F_EMPTY_PATH|unix.MOVE_MOUNT_T_SYMLINKS))
 	p.Call(unix.SYS_FCHDIR, c.root.Arg())
 	c.statx(c.root, c.id)
 }

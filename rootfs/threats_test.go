@@ -279,7 +279,7 @@ func TestNothingLeaksIn(t *testing.T) {
 	s := defaultSpec(root)
 	s.Linux.RootfsPropagation = "rshared"
 	s.Mounts[1].Options = append(s.Mounts[1].Options, "ro")
-	s.Mounts = append(s.Mounts, mount("/run", "tmpfs", "", "tmpcopyup ro"), mount("/vol", "", t.TempDir(), "rbind idmap"))
+	s.Mounts = append(s.Mounts, mount("/run", "tmpfs", "", "tmpcopyup ro"), mount("/vol", "", ext4(t), "rbind idmap"))
 	s.Mounts[len(s.Mounts)-1].UIDMappings, s.Mounts[len(s.Mounts)-1].GIDMappings = ids(0, 1, 1), ids(0, 1, 1)
 	script := `ls /proc/self/fd; while read -r id parent dev r where rest; do echo $where; done < /proc/self/mountinfo`
 	out, err := run(t, s, script)

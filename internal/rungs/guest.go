@@ -39,8 +39,6 @@ var drivers = []string{"vminit/internal/microvm", "vminit/cmd/vminitd", "vminit/
 // kernel without LSMs, or one without a cpuset controller (which on Linux 6.1
 // resets the affinity of a process that is born into a cgroup).
 var notInGuest = map[string]string{
-	"vminit/rootfs":  "^(TestCgroupMount|TestLongOptions|TestNothingLeaksIn)$", // to be mended
-	"vminit/cgroup2": "^TestIOLimit$",                                          // to be mended
 	"vminit/tasksvc": "^(TestLabelsWithoutLSM|TestExecCPUAffinity)$",
 }
 
