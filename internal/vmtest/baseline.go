@@ -75,6 +75,9 @@ func (g *Guest) baseline(ctx context.Context) (*Baseline, error) {
 	if b.fds[deviceFilter] <= keptFilters {
 		delete(b.fds, deviceFilter)
 	}
+	if b.fds[network] <= 1 {
+		delete(b.fds, network)
+	}
 	for stack := range strings.SplitSeq(info.GoroutineStacks, "\n\n") {
 		b.goroutines[bornIn(stack)]++
 	}
@@ -93,6 +96,9 @@ func (g *Guest) baseline(ctx context.Context) (*Baseline, error) {
 // The daemon keeps some of the device filters that no container uses any more
 // (package cgroup2).
 const deviceFilter, keptFilters = "anon_inode:bpf-prog", 8
+
+// It also keeps a network namespace for the next container (nsexec.SpareNetwork).
+var network = kindOf("net:[0]")
 
 var inode = regexp.MustCompile(`\[\d+\]`)
 
