@@ -51,6 +51,7 @@ func newHost(t testing.TB) *host {
 	require.NoError(t, copyFile("/bin/busybox", h.busybox()), "busybox-static is needed")
 	h.Service, err = NewService(Config{Launcher: l, Cgroups: func() (*cgroup2.Tree, error) { return tree, nil }, CgroupMount: mount, Events: h.events, Settled: settled, Shutdown: func() {}, Version: "test", Logger: log})
 	require.NoError(t, err)
+	h.spareNetwork() // before anybody counts descriptors
 	t.Cleanup(func() {
 		require.Empty(t, h.containers, "containers left")
 		tree.Close()
