@@ -229,7 +229,7 @@ func (d *faultsDaemon) holdings() holdings {
 	entries, err := os.ReadDir("/proc/self/fd")
 	require.NoError(d.t, err)
 	for _, e := range entries {
-		if target, err := os.Readlink("/proc/self/fd/" + e.Name()); err == nil && target != "anon_inode:bpf-prog" { // some of those are kept
+		if target, err := os.Readlink("/proc/self/fd/" + e.Name()); err == nil && target != "anon_inode:bpf-prog" && !strings.HasPrefix(target, "net:") { // some of those are kept
 			h["fd "+inodeNumber.ReplaceAllString(target, "")]++
 		}
 	}

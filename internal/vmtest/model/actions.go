@@ -118,12 +118,17 @@ func (s *state) started(c *container, exec string, err error) {
 	case p.kind.Name == missing.Name:
 		allowed := []codes.Code{codes.Unknown}
 		if exec != "" && c.phase == ending {
-			allowed = append(allowed, wrongTime)
+			allowed = append(allowed, wrongTime, ok)
 		}
-		if s.expect(err, what, allowed...) == wrongTime {
-			return
+		switch s.expect(err, what, allowed...) {
+		case wrongTime:
+			s.lookAgain(c, exec, p)
+		case ok: // killed before it could find out
+			p.ran, p.killed = true, true
+			p.end(137)
+		default:
+			p.phase, p.failed, p.codes = stopped, true, nil
 		}
-		p.phase, p.failed, p.codes = stopped, true, nil
 		return
 	}
 	allowed := []codes.Code{ok}
