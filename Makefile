@@ -11,7 +11,7 @@ GOFLAGS  := -trimpath -tags=no_grpc
 LDFLAGS  := -s -w -X main.version=$(VERSION)
 export CGO_ENABLED ?= 0
 
-.PHONY: build run test bench lint fuzz generate clean deps-run deps-test deps-bench
+.PHONY: build run test bench syscalls lint fuzz generate clean deps-run deps-test deps-bench
 
 build:
 	go build $(GOFLAGS) -ldflags '$(LDFLAGS)' -o bin/ ./cmd/vminitd ./cmd/vminitctl
@@ -29,6 +29,10 @@ bench: deps-bench build
 	go build $(GOFLAGS) -o bin/ ./internal/bench
 	unshare --mount --propagation private bin/bench
 
+syscalls: # the table of docs/syscalls.md
+	go build $(GOFLAGS) -o bin/ ./internal/syscalls ./cmd/vminitd
+	@unshare --mount --propagation private bin/syscalls
+
 lint:
 	@test -z "$$(gofmt -l . | tee /dev/stderr)" || { echo "run gofmt -w on these"; exit 1; }
 	go vet $(GOFLAGS) ./...
@@ -38,7 +42,7 @@ lint:
 fuzz:
 	@for pkg in $$(grep -rl --include='*_test.go' '^func Fuzz' . | xargs -n1 dirname | sort -u); do \
 	  for f in $$(grep -ho --include='*_test.go' '^func Fuzz[A-Za-z0-9_]*' $$pkg/*_test.go | sed 's/^func //' | sort -u); do \
-	    echo "== $$pkg $$f"; go test $(GOFLAGS) -run '^$$' -fuzz "^$$f\$$" -fuzztime $(FUZZTIME) $$pkg || exit 1; \
+	    echo "== $$pkg $$f"; go test $(GOFLAGS) -run '^$$' -fuzz "^$$f\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 10x $$pkg || exit 1; \
 	  done; done
 
 generate:
