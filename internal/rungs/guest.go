@@ -214,7 +214,7 @@ func (l *ladder) inContainer(g *vmtest.Guest, p pkg) error {
 func testSpec(p pkg, args []string) *specs.Spec {
 	s := vmtest.Privileged(args...)
 	s.Process.Cwd = home(p)
-	s.Process.Env = append(s.Process.Env, "TMPDIR=/tmp", "VMINIT_RUNG=vm", "VMINIT_PROBE=/bin/probe")
+	s.Process.Env = append(s.Process.Env, "TMPDIR=/tmp", "VMINIT_RUNG=vm", "VMINIT_PROBE=/bin/probe", "VMINIT_SOAK="+os.Getenv("VMINIT_SOAK"))
 	s.Mounts = append(s.Mounts,
 		specs.Mount{Destination: "/tmp", Type: "tmpfs", Source: "tmpfs", Options: []string{"mode=1777", "size=768m"}},
 		specs.Mount{Destination: "/run", Type: "tmpfs", Source: "tmpfs"})

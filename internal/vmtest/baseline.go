@@ -37,11 +37,22 @@ func (g *Guest) Baseline(ctx context.Context, t testing.TB) *Baseline {
 	g.warm.Do(func() {
 		_, err := g.Run(ctx, Spec("/bin/true"))
 		require.NoError(t, err)
+		for deadline := time.Now().Add(settleTimeout); ; time.Sleep(50 * time.Millisecond) {
+			b, err := g.baseline(ctx)
+			require.NoError(t, err)
+			if b.goroutines[bootGoroutine] == 0 || time.Now().After(deadline) {
+				return
+			}
+		}
 	})
 	b, err := g.baseline(ctx)
 	require.NoError(t, err)
 	return b
 }
+
+// bootGoroutine starts those that do what is left of the boot (the modules that
+// are loaded last).
+const bootGoroutine = "main.inBackground"
 
 // settleTimeout is how long what is under way when a call is answered may take
 // to be over: closed connections to be noticed, goroutines to end.

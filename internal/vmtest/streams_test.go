@@ -166,27 +166,6 @@ func TestCloseIO(t *testing.T) {
 	require.Zero(t, r.Code)
 }
 
-// The last bytes are not lost, however fast the container is taken away.
-func TestBurstAndDelete(t *testing.T) {
-	g := Shared(t)
-	ctx := Context(t)
-	const n = 8 << 20
-	for range 3 {
-		p, err := g.Create(ctx, "c"+NewID(), Spec("/bin/probe", "burst", "-chunk", "1M", "-exit", "9", fmt.Sprint(n)), false)
-		require.NoError(t, err)
-		out := p.Stdout()
-		read := make(chan error, 1)
-		go func() { read <- pattern.Check(out, n) }()
-		require.NoError(t, p.Start(ctx))
-		w, err := g.Task.Wait(ctx, &taskv3.WaitRequest{ID: p.ID()})
-		require.NoError(t, err)
-		require.Equal(t, uint32(9), w.ExitStatus)
-		require.NoError(t, p.Delete(ctx))
-		require.NoError(t, <-read)
-		p.Abandon()
-	}
-}
-
 // A child in the background keeps stdout open: the exit is reported at once,
 // Delete does not wait for it for ever, and nothing stays.
 func TestBackgroundChild(t *testing.T) {

@@ -69,6 +69,11 @@ func commands() []command {
 		{"signal-report", "[-count N]",
 			"Print \"ready\", then the name of each signal that arrives, on a line of its own.\n" +
 				"Exit after N (never).", runSignalReport},
+		{"fuse", "DIR",
+			"Mount at DIR, as PID 1 sees it, a file system that never answers. Prints \"ready\",\n" +
+				"and \"stuck\" when somebody waits for it. TERM unmounts it and ends it.", runFuse},
+		{"vsock-copy", "PORT BYTES",
+			"Listen on a vsock port; to each that connects send what \"burst BYTES\" writes.", runVsockCopy},
 		{"try", "ATTEMPT...",
 			"Attempt forbidden things and print how each went, as {\"mount\":\"EPERM\",...} with\n" +
 				"\"ok\" for success. \"try list\" lists them. Also: open:PATH, openw:PATH, mkdir:PATH,\n" +
