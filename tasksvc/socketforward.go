@@ -2,13 +2,11 @@ package tasksvc
 
 import (
 	"context"
-	"crypto/rand"
-	"encoding/binary"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
+	"math/rand/v2"
 	"net"
 	"os"
 	"path/filepath"
@@ -355,12 +353,11 @@ func (f *Forwards) ask(ctx context.Context, a *accepter, forwardID, streamID str
 // newStreamID returns a stream id that hosts do not choose themselves: with
 // numbers as ids it is one of the upper half.
 func (f *Forwards) newStreamID() string {
-	var b [8]byte
-	_, _ = rand.Read(b[:]) // never fails (crypto/rand, Go 1.24)
+	n := rand.Uint64() // of crypto/rand half a megabyte would come along
 	if f.framing == vsockstream.FramingString {
-		return "socketfwd-" + hex.EncodeToString(b[:])
+		return fmt.Sprintf("socketfwd-%016x", n)
 	}
-	return strconv.FormatUint(uint64(binary.NativeEndian.Uint32(b[:])|1<<31), 10)
+	return strconv.FormatUint(uint64(uint32(n)|1<<31), 10)
 }
 
 // Accept implements SocketForward.Accept.
