@@ -43,6 +43,7 @@ type Server struct {
 
 	mu        sync.Mutex // guards all below
 	conns     map[*conn]struct{}
+	connected uint64 // how many there have been
 	listeners map[net.Listener]struct{}
 	stopped   bool
 }
@@ -127,6 +128,7 @@ func (s *Server) ServeConn(ctx context.Context, nc net.Conn) {
 		return
 	}
 	s.conns[c] = struct{}{}
+	s.connected++
 	s.calls.Add(1)
 	s.mu.Unlock()
 	defer s.calls.Done()
@@ -165,6 +167,14 @@ func (s *Server) Shutdown(ctx context.Context) error {
 	s.mu.Unlock()
 	s.calls.Wait()
 	return err
+}
+
+// Connections returns how many connections there are and how many there have
+// been.
+func (s *Server) Connections() (open int, ever uint64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.conns), s.connected
 }
 
 // waitAnswered returns when no call is unanswered.

@@ -1,46 +1,179 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"time"
 
-	_ "github.com/containerd/containerd/api/events" // registers the types of events
+	eventtypes "github.com/containerd/containerd/api/events" // also registers them
 	"github.com/containerd/containerd/api/types"
 	"github.com/spf13/cobra"
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/types/known/emptypb"
+
+	"vminit/internal/sys"
 )
 
 func newEventsCommand(g *globals) *cobra.Command {
-	return &cobra.Command{
-		Use:   "events",
-		Short: "Print the events of a daemon as they happen",
-		Args:  cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
+	var once bool
+	var interval time.Duration
+	cmd := &cobra.Command{
+		Use:   "events | events [--stats] [--interval D] ID",
+		Short: "Print a daemon's events, or a container's usage, as they come",
+		Long: `Without an ID, print the events of a daemon as they happen.
+
+With an ID, print what the container uses every --interval, and when it runs out of
+memory, as runc does: one JSON object a line, until it has ended. With --stats print
+its usage once.`,
+		Args:              cobra.MaximumNArgs(1),
+		ValidArgsFunction: g.completeIDs,
+		RunE: func(cmd *cobra.Command, args []string) error {
 			ctx, signals := watchSignals(cmd.Context())
 			defer signals.stop()
-			dial, cancel := g.deadline(ctx, 30*time.Second)
-			guest, err := g.connect(dial)
-			cancel()
-			if err != nil {
-				return fmt.Errorf("events: %w", err)
-			}
-			defer guest.Close()
-			stream, err := guest.events.Stream(ctx, &emptypb.Empty{})
-			for err == nil {
-				var e *types.Envelope
-				if e, err = stream.Recv(); err == nil {
-					err = printEvent(cmd.OutOrStdout(), e, g.json)
+			cmd.SetContext(ctx)
+			if len(args) == 0 {
+				if once {
+					return sys.Invalidf("events: --stats needs a container's id")
 				}
+				return g.allEvents(cmd)
 			}
-			if errors.Is(err, io.EOF) || ctx.Err() != nil {
+			id := args[0]
+			if once {
+				return g.call(cmd, id, func(ctx context.Context, guest *guest) error { return printUsage(ctx, cmd.OutOrStdout(), guest, id) })
+			}
+			if interval <= 0 {
+				return sys.Invalidf("events: --interval %v is not positive", interval)
+			}
+			dial, cancel := g.deadline(ctx, callTimeout)
+			defer cancel()
+			err := g.withRuntime(dial, ctx, id, false, func(ctx context.Context, guest *guest) error {
+				return watchContainer(ctx, cmd.OutOrStdout(), guest, id, interval)
+			})
+			if ctx.Err() != nil {
 				return nil
 			}
-			return fmt.Errorf("events: %w", describe(err))
+			return verbError(cmd, id, err)
 		},
+	}
+	cmd.Flags().BoolVar(&once, "stats", false, "print the container's usage once")
+	cmd.Flags().DurationVar(&interval, "interval", 5*time.Second, "how often to print the container's usage")
+	return cmd
+}
+
+// allEvents prints the events of a daemon.
+func (g *globals) allEvents(cmd *cobra.Command) error {
+	ctx := cmd.Context()
+	dial, cancel := g.deadline(ctx, 30*time.Second)
+	guest, err := g.runtime(dial, false)
+	cancel()
+	if err != nil {
+		return fmt.Errorf("events: %w", err)
+	}
+	defer guest.Close()
+	var stream interface {
+		Recv() (*types.Envelope, error)
+	}
+	if g.address == "" { // what we look at, others may still wait for
+		stream, err = guest.debug.Events(ctx, &emptypb.Empty{})
+	} else {
+		stream, err = guest.events.Stream(ctx, &emptypb.Empty{})
+	}
+	for err == nil {
+		var e *types.Envelope
+		if e, err = stream.Recv(); err == nil {
+			err = printEvent(cmd.OutOrStdout(), e, g.json)
+		}
+	}
+	if errors.Is(err, io.EOF) || ctx.Err() != nil {
+		return nil
+	}
+	return fmt.Errorf("events: %w", describe(err))
+}
+
+// runcEvent is a line of runc's events.
+type runcEvent struct {
+	Type string `json:"type"`
+	ID   string `json:"id"`
+	Data any    `json:"data,omitempty"`
+}
+
+// printUsage prints what the container uses now.
+func printUsage(ctx context.Context, w io.Writer, guest *guest, id string) error {
+	m, err := guest.metrics(ctx, id)
+	if err != nil {
+		return err
+	}
+	return json.NewEncoder(w).Encode(runcEvent{"stats", id, asRunc(m)})
+}
+
+// watchContainer prints usage and trouble until the container has ended.
+func watchContainer(ctx context.Context, w io.Writer, guest *guest, id string, interval time.Duration) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	stream, err := guest.debug.Events(ctx, &emptypb.Empty{})
+	if err != nil {
+		return err
+	}
+	c, err := guest.container(ctx, id, false) // after it was subscribed to: its end is not missed
+	if err != nil {
+		return err
+	}
+	if c.Status == "stopped" {
+		return sys.Mark(sys.ErrState, errors.New("the container has ended"))
+	}
+	type trouble struct{ oom, ended bool }
+	news := make(chan trouble)
+	go func() {
+		defer close(news)
+		for {
+			env, err := stream.Recv()
+			if err != nil {
+				return
+			}
+			var t trouble
+			if m, err := env.GetEvent().UnmarshalNew(); err == nil {
+				switch e := m.(type) {
+				case *eventtypes.TaskOOM:
+					t.oom = e.ContainerID == id
+				case *eventtypes.TaskExit:
+					t.ended = e.ContainerID == id && e.ID == id
+				case *eventtypes.TaskDelete:
+					t.ended = e.ContainerID == id && e.ID == id
+				}
+			}
+			select {
+			case news <- t:
+			case <-ctx.Done():
+				return
+			}
+		}
+	}()
+	tick := time.NewTicker(interval)
+	defer tick.Stop()
+	for {
+		select {
+		case t, ok := <-news:
+			if t.oom {
+				if err := json.NewEncoder(w).Encode(runcEvent{Type: "oom", ID: id}); err != nil {
+					return err
+				}
+			}
+			if t.ended || !ok {
+				return nil
+			}
+		case <-tick.C:
+			if err := printUsage(ctx, w, guest, id); err != nil {
+				if isNotFound(err) {
+					return nil
+				}
+				return err
+			}
+		case <-ctx.Done():
+			return ctx.Err()
+		}
 	}
 }
 

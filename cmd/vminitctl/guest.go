@@ -15,6 +15,7 @@ import (
 	bundleapi "vminit/api/services/bundle/v1"
 	guestapi "vminit/api/services/guest/v1"
 	mountapi "vminit/api/services/mount/v1"
+	runtimeapi "vminit/api/services/runtime/v1"
 	systemapi "vminit/api/services/system/v1"
 	eventsapi "vminit/api/services/vmevents/v1"
 	"vminit/internal/microvm"
@@ -24,15 +25,19 @@ import (
 
 // guest is a daemon to talk to: its services and its stream port.
 type guest struct {
-	client *ttrpc.Client
-	task   taskv3.TTRPCTaskService
-	bundle bundleapi.TTRPCBundleService
-	mount  mountapi.TTRPCMountService
-	system systemapi.TTRPCSystemService
-	debug  guestapi.TTRPCGuestClient
-	events eventsapi.TTRPCEventsClient
+	client  *ttrpc.Client
+	task    taskv3.TTRPCTaskService
+	bundle  bundleapi.TTRPCBundleService
+	mount   mountapi.TTRPCMountService
+	system  systemapi.TTRPCSystemService
+	debug   guestapi.TTRPCGuestClient
+	events  eventsapi.TTRPCEventsClient
+	runtime runtimeapi.TTRPCRuntimeService
 
 	dialStream func(context.Context) (vsockstream.Conn, error)
+
+	lock  *os.File // keeps a daemon started on demand, see local.go
+	local bool     // it takes our descriptors, and sees our files
 }
 
 func newGuest(client *ttrpc.Client, dialStream func(context.Context) (vsockstream.Conn, error)) *guest {
@@ -45,11 +50,19 @@ func newGuest(client *ttrpc.Client, dialStream func(context.Context) (vsockstrea
 		debug:  guestapi.NewTTRPCGuestClient(client),
 		events: eventsapi.NewTTRPCEventsClient(client),
 
+		runtime: runtimeapi.NewTTRPCRuntimeClient(client),
+
 		dialStream: dialStream,
 	}
 }
 
-func (g *guest) Close() error { return g.client.Close() }
+func (g *guest) Close() error {
+	err := g.client.Close()
+	if g.lock != nil {
+		_ = g.lock.Close()
+	}
+	return err
+}
 
 // openStream opens a stream that "stream://id" names in a request.
 func (g *guest) openStream(ctx context.Context, id uint32) (vsockstream.Conn, error) {

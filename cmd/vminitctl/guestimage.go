@@ -10,6 +10,7 @@ import (
 	"hash"
 	"io"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"runtime"
 	"slices"
@@ -161,7 +162,7 @@ func enforcesSignatures(release string) bool {
 	return bytes.Contains(config, []byte("\nCONFIG_MODULE_SIG_FORCE=y\n"))
 }
 
-// findDaemon returns the vminitd beside this program.
+// findDaemon returns the vminitd beside this program, or that in PATH.
 func findDaemon() (string, error) {
 	self, err := os.Executable()
 	if err != nil {
@@ -169,7 +170,10 @@ func findDaemon() (string, error) {
 	}
 	path := filepath.Join(filepath.Dir(self), "vminitd")
 	if _, err := os.Stat(path); err != nil {
-		return "", sys.Mark(sys.ErrNotFound, fmt.Errorf("the guest's daemon: %w (run make build, or name one with --vminitd)", err))
+		if inPath, lookErr := exec.LookPath("vminitd"); lookErr == nil {
+			return filepath.Abs(inPath)
+		}
+		return "", sys.Mark(sys.ErrNotFound, fmt.Errorf("the daemon: %w, and none in PATH (run make build, or name one with --vminitd where there is that flag)", err))
 	}
 	return path, nil
 }

@@ -21,9 +21,13 @@ func main() {
 // execute runs one command line and returns the exit status. Whatever failed is
 // one line on stderr.
 func execute(ctx context.Context, args []string) int {
-	root := newRootCommand()
+	g := new(globals)
+	root := newRootCommand(g)
 	root.SetArgs(args)
 	err := root.ExecuteContext(ctx)
+	if logErr := g.logFailure(err); logErr != nil {
+		fmt.Fprintf(os.Stderr, "vminitctl: %v\n", logErr)
+	}
 	var exit exitError
 	switch {
 	case err == nil:

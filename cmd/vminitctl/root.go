@@ -20,19 +20,31 @@ type globals struct {
 	json          bool
 	timeout       time.Duration
 	debug         bool
+
+	// As runc and crun have them.
+	root      string
+	log       string
+	logFormat string
 }
 
 // newRootCommand returns the whole tree of commands.
-func newRootCommand() *cobra.Command {
-	g := new(globals)
+func newRootCommand(g *globals) *cobra.Command {
 	root := &cobra.Command{
 		Use:   "vminitctl",
-		Short: "Run containers in microVMs",
+		Short: "Run containers, in microVMs or here",
 		Long: `vminitctl boots microVMs whose PID 1 is vminitd and runs containers in them.
 
   vminitctl run --rootfs DIR -- CMD      a container in a microVM of its own
   vminitctl vm boot --name v1            a microVM that stays
-  vminitctl run --vm v1 --rootfs DIR -- CMD`,
+  vminitctl run --vm v1 --rootfs DIR -- CMD
+
+It is also an OCI runtime's command line, as runc's. Without --address the
+containers are on this machine, kept by a daemon that is started when it is
+needed and ends when it is idle.
+
+  vminitctl spec --bundle DIR; vminitctl run --bundle DIR ID
+  vminitctl create --bundle DIR ID; vminitctl start ID; vminitctl state ID
+  vminitctl kill ID TERM; vminitctl delete ID`,
 		Version:       version,
 		SilenceErrors: true,
 		SilenceUsage:  true,
@@ -47,33 +59,72 @@ func newRootCommand() *cobra.Command {
 	f.BoolVar(&g.json, "json", false, "print JSON")
 	f.DurationVar(&g.timeout, "timeout", 0, "give up waiting for a VM or daemon after this long (default: what suits the verb)")
 	f.BoolVar(&g.debug, "debug", false, "say on stderr what is going on")
-	addIgnoredFlags(root)
+	addRuntimeFlags(root, g)
 
-	root.AddCommand(
-		newRunCommand(g),
-		newVMCommand(g),
-		newInitramfsCommand(g),
+	root.AddGroup(
+		&cobra.Group{ID: groupVM, Title: "MicroVMs:"},
+		&cobra.Group{ID: groupOCI, Title: "OCI runtime:"},
+		&cobra.Group{ID: groupInsight, Title: "Insight:"},
+	)
+	add := func(group string, commands ...*cobra.Command) {
+		for _, c := range commands {
+			c.GroupID = group
+			root.AddCommand(c)
+		}
+	}
+	add(groupVM, newRunCommand(g), newVMCommand(g), newInitramfsCommand(g))
+	add(groupOCI,
+		newCreateCommand(g),
+		newStartCommand(g),
+		newStateCommand(g),
+		newKillCommand(g),
+		newDeleteCommand(g),
+		newExecCommand(g),
+		newListCommand(g),
+		newPsCommand(g),
+		newPauseCommand(g),
+		newResumeCommand(g),
+		newUpdateCommand(g),
 		newEventsCommand(g),
+		newSpecCommand(),
+		newFeaturesCommand(),
+	)
+	add(groupInsight,
+		newPlanCommand(g),
 		newCheckCommand(g),
+		newStatsCommand(g),
 		newInfoCommand(g),
+		newDaemonCommand(g),
 		newVersionCommand(g),
 	)
 	return root
 }
 
-// addIgnoredFlags takes the global flags of runc and crun that mean nothing
-// here, so that tools written for those work.
-func addIgnoredFlags(root *cobra.Command) {
+// Groups of verbs in the help.
+const (
+	groupVM      = "vm"
+	groupOCI     = "oci"
+	groupInsight = "insight"
+)
+
+// addRuntimeFlags takes the global flags of runc and crun, so that tools written
+// for those work.
+func addRuntimeFlags(root *cobra.Command, g *globals) {
 	f := root.PersistentFlags()
-	f.String("root", "", "ignored (state lives in the daemon)")
-	f.String("log", "", "ignored (errors go to stderr)")
-	f.String("log-format", "text", "ignored")
+	f.StringVar(&g.root, "root", "", "a daemon for this directory's sake: containers of different roots do not see each other")
+	f.StringVar(&g.log, "log", "", "also write errors to this file")
+	f.StringVar(&g.logFormat, "log-format", "text", "of --log: text or json")
 	f.Bool("systemd-cgroup", false, "must be false: there is no systemd")
 	f.String("cgroup-manager", "cgroupfs", "must be cgroupfs")
-	for _, name := range []string{"root", "log", "log-format", "systemd-cgroup", "cgroup-manager"} {
+	f.String("rootless", "auto", "ignored")
+	f.String("criu", "", "ignored")
+	for _, name := range []string{"systemd-cgroup", "cgroup-manager", "rootless", "criu"} {
 		_ = f.MarkHidden(name) // fails only for a flag that does not exist
 	}
 	root.PersistentPreRunE = func(cmd *cobra.Command, _ []string) error {
+		if g.logFormat != "text" && g.logFormat != "json" {
+			return sys.Invalidf("--log-format %s: want text or json", g.logFormat)
+		}
 		if systemd, _ := cmd.Flags().GetBool("systemd-cgroup"); systemd {
 			return sys.Unsupportedf("--systemd-cgroup: there is no systemd in a guest; leave the flag away")
 		}

@@ -27,27 +27,35 @@ type runOptions struct {
 	mounts      []string
 	process     processOptions
 	timeline    bool
+	runc        bundleRun
 }
 
 func newRunCommand(g *globals) *cobra.Command {
 	o := new(runOptions)
 	cmd := &cobra.Command{
-		Use:   "run [flags] [--] CMD [ARG...]",
-		Short: "Run a container in a microVM",
+		Use:   "run [flags] [--] CMD [ARG...] | run [flags] --bundle DIR ID",
+		Short: "Run a container in a microVM, or here from a bundle",
 		Long: `Run a container, by default in a microVM of its own that boots for it and is
 powered off after it. The exit status is the container's; 125 if it did not get
 to run, 126 or 127 if its program cannot be executed or does not exist.
 
 A directory given as --rootfs travels as a read-only image; what the container
 writes goes to memory and is gone with it. The first signals are the
-container's; the third interrupt ends it whether it likes or not.`,
+container's; the third interrupt ends it whether it likes or not.
+
+With --bundle and an ID, and no "--", it is runc's run: create, start, wait and
+delete, or with --detach only create and start, by the daemon of this machine (or
+the one of --address). Its stdio is ours, a terminal is passed through or goes to
+--console-socket, and all signals are the container's.`,
 		Example: `  vminitctl run --rootfs ./rootfs -- echo hello
   vminitctl run -it --rootfs ./rootfs --memory 1G -- /bin/sh
   vminitctl run --timeline --rootfs image.erofs --env A=b --user 1000 -- ./prog
-  vminitctl run --bundle ./bundle`,
+  vminitctl run --bundle ./bundle --
+  vminitctl run --bundle ./bundle c1
+  vminitctl run -d --pid-file pid --bundle ./bundle c1`,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if o.bundle != "" && cmd.ArgsLenAtDash() < 0 && len(args) > 0 {
-				return exitError{exitFailure, sys.Unsupportedf("run --bundle DIR ID is not supported yet; put the command after --, or leave it away")}
+			if o.isBundleRun(cmd, args) {
+				return o.runBundle(cmd, g, args[0])
 			}
 			o.process.args = args
 			code, err := o.run(cmd.Context(), g)
@@ -73,6 +81,9 @@ container's; the third interrupt ends it whether it likes or not.`,
 	f.StringVarP(&o.process.user, "user", "u", "", "run as UID[:GID], or as a name in the container's /etc/passwd")
 	f.StringVar(&o.process.cwd, "cwd", "", "working directory in the container")
 	f.BoolVar(&o.timeline, "timeline", false, "print to stderr what took how long")
+	f.BoolVarP(&o.runc.detach, "detach", "d", false, "with an ID: do not wait for the container")
+	f.BoolVar(&o.runc.keep, "keep", false, "with an ID: do not delete the container when it has ended")
+	o.runc.register(f)
 	o.machineOptions.register(f)
 	return cmd
 }

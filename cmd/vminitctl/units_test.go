@@ -231,7 +231,7 @@ func TestTimeline(t *testing.T) {
 // TestCommandTree makes sure that every verb explains itself and takes the
 // global flags of other runtimes.
 func TestCommandTree(t *testing.T) {
-	root := newRootCommand()
+	root := newRootCommand(new(globals))
 	for _, c := range root.Commands() {
 		require.NotEmpty(t, c.Short, c.Name())
 		for _, sub := range c.Commands() {

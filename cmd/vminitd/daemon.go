@@ -25,6 +25,8 @@ type daemon struct {
 	// settled is closed when the guest is ready for plain containers, completed
 	// when boot is over.
 	settled, completed chan struct{}
+
+	idleLock int // once the daemon has its place for itself, see local.go
 }
 
 // newDaemon reads the arguments and starts the log and the watching of signals.

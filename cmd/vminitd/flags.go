@@ -6,6 +6,7 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"time"
 
 	"vminit/cmd/vminitd/netup"
 	"vminit/internal/sys"
@@ -41,6 +42,14 @@ type options struct {
 	StreamListen  string
 	EventsForward string // ttrpc unix socket that takes events
 
+	// CgroupTree is the cgroup below which containers live.
+	CgroupTree string
+	// IdleExit ends a daemon outside a VM that nobody has used for so long,
+	// 0 never, once it has IdleLock for itself: see local.go.
+	IdleExit time.Duration
+	IdleLock string
+	ReadyFD  int // told when the daemon serves, or why not; 0 is none
+
 	Networks   []netup.Interface
 	Debug      bool
 	DebugShell bool // reserved
@@ -53,6 +62,7 @@ func defaultOptions() options {
 		CID:        3,
 		StreamID:   streamIDu32,
 		RPC:        rpcListen,
+		CgroupTree: cgroupTree,
 	}
 }
 
@@ -100,6 +110,10 @@ func flagSpecs() map[string]flagSpec {
 		"listen":            {set: func(o *options, v string) error { return setUnix(&o.Listen, v) }},
 		"stream-listen":     {set: func(o *options, v string) error { return setUnix(&o.StreamListen, v) }},
 		"events-forward":    {set: setEventsForward},
+		"cgroup-tree":       {set: setCgroupTree},
+		"idle-exit":         {set: setIdleExit},
+		"idle-lock":         {set: setIdleLock},
+		"ready-fd":          {set: setReadyFD},
 	}
 }
 
@@ -247,6 +261,41 @@ func setUnix(path *string, v string) error {
 		return sys.Invalidf("want unix:///path, the path absolute and at most %d bytes", maxUnixPath)
 	}
 	*path = p
+	return nil
+}
+
+// setCgroupTree takes a simple name.
+func setCgroupTree(o *options, v string) error {
+	if v == "" || v[0] == '.' || strings.ContainsAny(v, "/\x00\n") {
+		return sys.Invalidf("want a simple name")
+	}
+	o.CgroupTree = v
+	return nil
+}
+
+func setIdleExit(o *options, v string) error {
+	d, err := time.ParseDuration(v)
+	if err != nil || d < 0 {
+		return sys.Invalidf("want a duration such as 30s")
+	}
+	o.IdleExit = d
+	return nil
+}
+
+func setIdleLock(o *options, v string) error {
+	if !strings.HasPrefix(v, "/") {
+		return sys.Invalidf("want an absolute path")
+	}
+	o.IdleLock = v
+	return nil
+}
+
+func setReadyFD(o *options, v string) error {
+	n, err := strconv.ParseUint(v, 10, 16)
+	if err != nil || n < 3 {
+		return sys.Invalidf("want the number of a descriptor above 2")
+	}
+	o.ReadyFD = int(n)
 	return nil
 }
 

@@ -23,10 +23,15 @@ func (d *daemon) runOutsideVM() int {
 	}
 	close(d.settled) // there is no boot to wait for
 	close(d.completed)
+	unix.Umask(0o022) // whatever our starter's is
 	s, err := serve(d.serviceConfig())
+	d.tellReady(err)
 	if err != nil {
 		fmt.Fprintf(os.Stderr, "vminitd: %v\n", err)
 		return 1
+	}
+	if d.opts.IdleExit > 0 {
+		inBackground(func() { d.endWhenIdle(s) })
 	}
 	req := <-d.end.asked
 	d.log.Info("shutting down", "reason", req.reason)
@@ -37,6 +42,7 @@ func (d *daemon) runOutsideVM() int {
 			d.log.Error("shutdown", "err", err)
 		}
 	}
+	d.leave()
 	return 0
 }
 

@@ -76,13 +76,12 @@ func serve(c serviceConfig) (*services, error) {
 		hub:    vsockstream.NewHub(vsockstream.HubConfig{Framing: framing, Logger: c.Log}),
 	}
 	s.fwds = tasksvc.NewForwards(s.hub, framing, c.Log)
+	mount := c.cgroupMount()
 	bundles := tasksvc.NewBundles(bundleRoot)
 	s.tasks, err = tasksvc.NewService(tasksvc.Config{
-		Launcher: launcher,
-		Cgroups: sync.OnceValues(func() (*cgroup2.Tree, error) {
-			return cgroup2.OpenTree(cgroupMount, cgroupTree)
-		}),
-		CgroupMount: cgroupMount,
+		Launcher:    launcher,
+		Cgroups:     sync.OnceValues(func() (*cgroup2.Tree, error) { return c.openTree(mount) }),
+		CgroupMount: mount,
 		Streams:     s.hub,
 		Events:      s.events,
 		Bundles:     bundles,
@@ -96,13 +95,14 @@ func serve(c serviceConfig) (*services, error) {
 		return nil, err
 	}
 	s.guest = tasksvc.NewGuest(tasksvc.GuestConfig{
-		Events: s.events, Tasks: s.tasks, Streams: s.hub, Boot: c.bootSpans, Cgroup: cgroupMount + "/" + cgroupTree, Logger: c.Log,
+		Events: s.events, Tasks: s.tasks, Streams: s.hub, Boot: c.bootSpans, Cgroup: mount + "/" + c.Options.CgroupTree, Logger: c.Log,
 	})
 	s.server, err = tasksvc.NewServer(c.Log,
 		s.tasks.Register,
 		bundles.Register,
 		tasksvc.NewStdIO(s.tasks).Register,
 		s.fwds.Register,
+		tasksvc.NewRuntime(s.tasks, c.Options.Listen != "").Register,
 		tasksvc.NewSystem(c.Version, "/sys").Register,
 		tasksvc.NewEvents(s.events, c.Log).Register,
 		tasksvc.NewMounts().Register,

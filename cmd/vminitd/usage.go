@@ -20,6 +20,12 @@ understood is logged and left out.
   -stream-listen unix:///PATH
                            stream socket outside a VM
   -events-forward PATH     ttrpc socket to send events to (also $TTRPC_ADDRESS)
+  -cgroup-tree NAME        cgroup below which containers live (vminit)
+  -idle-exit DURATION      end when there has been no container and no client for
+                           so long (never)
+  -idle-lock PATH          before that, take this file's lock, which clients share;
+                           its directory is removed
+  -ready-fd N              write a byte here when serving, or the reason why not
   -network SPEC            mac=M[,addr=CIDR][,addr=CIDR] or mac=M,dhcp=true; repeatable
   -config FILE             JSON: vsock_context_id rpc_port stream_port debug; flags win
   -debug                   log everything

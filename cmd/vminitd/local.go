@@ -1,0 +1,154 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"vminit/cgroup2"
+	"vminit/cmd/vminitd/power"
+)
+
+// A daemon that vminitctl starts when it needs one, and that ends by itself.
+//
+// Its directory holds the sockets and a lock file. Clients lock it shared before
+// they connect and for as long as they live; the daemon ends only after it has
+// locked it exclusively, and then removes the directory before the kernel lets
+// go of the lock: a client that waited for it finds the file gone and starts
+// over. So nobody is ever connected to a daemon that is about to end.
+
+// tellReady tells the starter how serving began.
+func (d *daemon) tellReady(err error) {
+	if d.opts.ReadyFD == 0 {
+		return
+	}
+	unix.CloseOnExec(d.opts.ReadyFD)
+	text := "\n"
+	if err != nil {
+		text = err.Error()
+	}
+	_, _ = unix.Write(d.opts.ReadyFD, []byte(text)) // a starter that is gone needs no answer
+	unix.Close(d.opts.ReadyFD)
+}
+
+// endWhenIdle asks for the end when there has been no container and no client
+// for the time of -idle-exit.
+func (d *daemon) endWhenIdle(s *services) {
+	since := time.Now()
+	var seen uint64
+	for tick := range time.Tick(max(d.opts.IdleExit/4, 10*time.Millisecond)) {
+		busy, connected := s.use()
+		if busy || connected != seen {
+			since, seen = tick, connected
+			continue
+		}
+		if tick.Sub(since) < d.opts.IdleExit || !d.lockOutClients() {
+			continue
+		}
+		// One that does not heed the lock may have come meanwhile.
+		if busy, connected := s.use(); busy || connected != seen {
+			d.letClientsIn()
+			continue
+		}
+		d.end.request(power.Off, "idle")
+		return
+	}
+}
+
+// use tells whether there are containers or connections, and how many
+// connections there have been.
+func (s *services) use() (busy bool, connected uint64) {
+	open, connected := s.server.Connections()
+	handshakes, unclaimed, claimed := s.hub.Stats()
+	return open+handshakes+unclaimed+claimed+s.tasks.Containers() > 0, connected
+}
+
+// lockOutClients takes the lock for as long as the process lives. It fails while
+// a client has it.
+func (d *daemon) lockOutClients() bool {
+	if d.opts.IdleLock == "" {
+		return true
+	}
+	fd, err := unix.Open(d.opts.IdleLock, unix.O_RDWR|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return os.IsNotExist(err) // nobody finds us any more
+	}
+	if err := unix.Flock(fd, unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		unix.Close(fd)
+		return false
+	}
+	d.idleLock = fd
+	return true
+}
+
+func (d *daemon) letClientsIn() {
+	if d.idleLock > 0 {
+		unix.Close(d.idleLock)
+		d.idleLock = 0
+	}
+}
+
+// leave removes what a daemon started on demand has made, if nobody wants to
+// come any more. The sockets are gone with their listeners.
+func (d *daemon) leave() {
+	if d.opts.IdleLock == "" || d.idleLock == 0 && !d.lockOutClients() {
+		return
+	}
+	_ = os.Remove(filepath.Join(d.serviceConfig().cgroupMount(), d.opts.CgroupTree))
+	dir := filepath.Dir(d.opts.IdleLock)
+	entries, _ := os.ReadDir(dir)
+	for _, e := range entries {
+		if e.Name() != filepath.Base(d.opts.IdleLock) {
+			_ = os.Remove(filepath.Join(dir, e.Name()))
+		}
+	}
+	_ = os.Remove(d.opts.IdleLock) // the last: with it clients can start over
+	_ = os.Remove(dir)
+}
+
+// cgroupMount is where the cgroup2 hierarchy is: in a guest we mounted it, on
+// another machine there may be version 1 in its usual place.
+func (c serviceConfig) cgroupMount() string {
+	if !c.Options.outsideVM() {
+		return cgroupMount
+	}
+	for _, dir := range []string{cgroupMount, cgroupMount + "/unified"} {
+		if isCgroup2(dir) {
+			return dir
+		}
+	}
+	mounts, _ := os.ReadFile("/proc/self/mountinfo")
+	for line := range bytes.Lines(mounts) {
+		head, tail, _ := bytes.Cut(line, []byte(" - "))
+		if f := bytes.Fields(head); len(f) > 4 && bytes.HasPrefix(tail, []byte("cgroup2 ")) && isCgroup2(string(f[4])) {
+			return string(f[4])
+		}
+	}
+	return cgroupMount // to be named by the error
+}
+
+func isCgroup2(dir string) bool {
+	var fs unix.Statfs_t
+	return unix.Statfs(dir, &fs) == nil && fs.Type == unix.CGROUP2_SUPER_MAGIC
+}
+
+// openTree opens the tree that containers live in. A daemon started on demand
+// has it for itself: what is in it is left from one that was killed, and nobody
+// knows it any more.
+func (c serviceConfig) openTree(mount string) (*cgroup2.Tree, error) {
+	tree, err := cgroup2.OpenTree(mount, c.Options.CgroupTree)
+	if err != nil || c.Options.IdleLock == "" {
+		return tree, err
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	if err := tree.Purge(ctx); err != nil {
+		return nil, fmt.Errorf("remove the containers of a daemon that has died: %w", err)
+	}
+	return tree, nil
+}
