@@ -64,10 +64,16 @@ func (g *globals) localPlace() (p localPlace, err error) {
 		if err != nil {
 			return p, err
 		}
-		p.key += fmt.Sprintf("-%x", sha256.Sum256([]byte(root)))[:13]
+		p.key += fmt.Sprintf("-%.6x", sha256.Sum256([]byte(root)))
 	}
 	p.dir = filepath.Join(filepath.Dir(vms), p.key)
 	return p, nil
+}
+
+// tree is the name of the cgroup that the daemon has for itself. Places of the
+// same name elsewhere have others.
+func (p localPlace) tree() string {
+	return fmt.Sprintf("vminit-%s-%.4x", p.key, sha256.Sum256([]byte(p.dir)))
 }
 
 func (p localPlace) file(name string) string { return filepath.Join(p.dir, name) }
@@ -220,7 +226,7 @@ func (p localPlace) spawn(ctx context.Context, debug bool) error {
 	}
 	defer ready.Close()
 	cmd := exec.Command(daemon, "-listen", "unix://"+p.file("rpc.sock"), "-stream-listen", "unix://"+p.file("stream.sock"),
-		"-cgroup-tree", "vminit-"+p.key, "-idle-lock", p.file("lock"), "-idle-exit", idleFor(), "-ready-fd", "3")
+		"-cgroup-tree", p.tree(), "-idle-lock", p.file("lock"), "-idle-exit", idleFor(), "-ready-fd", "3")
 	if debug {
 		cmd.Args = append(cmd.Args, "-debug")
 	}
