@@ -33,6 +33,7 @@ func (r *Runtime) List(ctx context.Context, q *runtimeapi.ListRequest) (*runtime
 	s, namespace := r.tasks, namespaceOf(ctx)
 	var found []*container
 	s.mu.Lock()
+	total := len(s.containers)
 	for key, c := range s.containers {
 		if key.namespace == namespace && (q.Id == "" || q.Id == key.id) {
 			found = append(found, c)
@@ -43,7 +44,7 @@ func (r *Runtime) List(ctx context.Context, q *runtimeapi.ListRequest) (*runtime
 		return nil, sys.Mark(sys.ErrNotFound, fmt.Errorf("container %s not found", q.Id))
 	}
 	slices.SortFunc(found, func(a, b *container) int { return strings.Compare(a.id, b.id) })
-	resp := &runtimeapi.ListResponse{Local: r.local}
+	resp := &runtimeapi.ListResponse{Local: r.local, Total: uint32(total)}
 	for _, c := range found {
 		d, err := c.describe(q.Process)
 		if err != nil {

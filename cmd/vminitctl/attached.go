@@ -34,8 +34,6 @@ type attached struct {
 // check refuses what does not go together.
 func (x *attached) check() error {
 	switch {
-	case x.preserve < 0:
-		return sys.Invalidf("--preserve-fds %d is negative", x.preserve)
 	case x.consoleSocket != "" && !x.terminal:
 		return sys.Invalidf("--console-socket: the process does not want a terminal")
 	case x.consoleSocket != "" && !x.detach:

@@ -46,15 +46,14 @@ and the container has no stdio.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			id := args[0]
 			return verbError(cmd, id, func() error {
-				ctx, cancel := g.deadline(cmd.Context(), callTimeout)
-				defer cancel()
-				guest, err := g.runtime(ctx, true)
-				if err != nil {
+				if err := o.inherit(); err != nil {
 					return err
 				}
-				defer guest.Close()
-				_, err = o.create(withNamespace(ctx, g.namespace), g, guest, id)
-				return err
+				ctx, cancel := g.deadline(cmd.Context(), callTimeout)
+				defer cancel()
+				return g.withRuntime(ctx, ctx, id, true, func(ctx context.Context, guest *guest) error {
+					return o.create(ctx, g, guest, id)
+				})
 			}())
 		},
 	}
@@ -75,27 +74,26 @@ func (o *createOptions) register(f *pflag.FlagSet) {
 	_ = f.MarkHidden("no-subreaper")
 }
 
-// create creates the container and returns its process id. Whatever fails,
-// nothing stays behind.
-func (o *createOptions) create(ctx context.Context, g *globals, guest *guest, id string) (pid uint32, err error) {
+// create creates the container. Whatever fails, nothing stays behind.
+func (o *createOptions) create(ctx context.Context, g *globals, guest *guest, id string) error {
 	r, err := o.request(guest, id)
 	if err != nil {
-		return 0, err
+		return err
 	}
 	if guest.local {
 		defer o.handover.close()
 		if err := o.handover.open(ctx, guest); err != nil {
-			return 0, err
+			return err
 		}
 		r.Stdin, r.Stdout, r.Stderr = o.uri, o.uri, o.uri
 	}
 	resp, err := guest.task.Create(ctx, r)
 	if err != nil {
-		return 0, err
+		return err
 	}
 	if o.pidFile != "" {
 		if err := writePidFile(o.pidFile, resp.Pid); err != nil {
-			return 0, errors.Join(err, guest.forceDelete(ctx, id))
+			return errors.Join(err, guest.forceDelete(ctx, id))
 		}
 	}
 	if c, err := guest.container(ctx, id, false); err == nil {
@@ -103,17 +101,11 @@ func (o *createOptions) create(ctx context.Context, g *globals, guest *guest, id
 			g.warn(w)
 		}
 	}
-	return resp.Pid, nil
+	return nil
 }
 
 // request is the call but for its stdio.
 func (o *createOptions) request(guest *guest, id string) (*taskv3.CreateTaskRequest, error) {
-	if o.preserve < 0 {
-		return nil, sys.Invalidf("--preserve-fds %d is negative", o.preserve)
-	}
-	if id == "" {
-		return nil, sys.Invalidf("the container's id is empty")
-	}
 	r := &taskv3.CreateTaskRequest{ID: id, Bundle: o.bundle}
 	if !guest.local {
 		if o.consoleSocket != "" || o.preserve > 0 {

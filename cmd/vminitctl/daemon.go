@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 	"google.golang.org/protobuf/types/known/emptypb"
 
+	runtimeapi "vminit/api/services/runtime/v1"
 	"vminit/internal/sys"
 )
 
@@ -91,9 +92,6 @@ func newDaemonStopCommand(g *globals) *cobra.Command {
 	return cmd
 }
 
-// stopTimeout is how long a daemon without containers may take to end.
-const stopTimeout = 5 * time.Second
-
 func (g *globals) stopDaemon(ctx context.Context, now bool) error {
 	p, err := g.localPlace()
 	if err != nil {
@@ -104,14 +102,16 @@ func (g *globals) stopDaemon(ctx context.Context, now bool) error {
 		return err
 	}
 	defer guest.Close()
+	r, err := guest.runtime.List(ctx, &runtimeapi.ListRequest{})
+	if err != nil {
+		return err
+	}
+	if r.Total > 0 && !now {
+		return sys.Mark(sys.ErrState, fmt.Errorf("it has %d containers: delete them, or use --now", r.Total))
+	}
 	_ = guest.lock.Close() // it is to have its place for itself
 	if _, err := guest.task.Shutdown(ctx, &taskv3.ShutdownRequest{Now: now}); err != nil {
 		return err
-	}
-	if !now { // it does not say whether it will
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeoutCause(ctx, stopTimeout, sys.Mark(sys.ErrState, errors.New("it has containers: delete them, or use --now")))
-		defer cancel()
 	}
 	for {
 		if _, err := os.Lstat(p.dir); errors.Is(err, fs.ErrNotExist) {

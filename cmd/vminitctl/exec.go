@@ -21,17 +21,16 @@ import (
 
 // execOptions are the flags of exec.
 type execOptions struct {
-	process     processOptions
-	file        string
-	pidFile     string
-	detach      bool
-	gids        []string
-	caps        []string
-	noNewPrivs  bool
-	apparmor    string
-	label       string
-	preserve    int
-	consoleSock string
+	process    processOptions
+	file       string
+	pidFile    string
+	detach     bool
+	gids       []string
+	caps       []string
+	noNewPrivs bool
+	apparmor   string
+	label      string
+	handover
 }
 
 func newExecCommand(g *globals) *cobra.Command {
@@ -53,6 +52,9 @@ program cannot be executed or does not exist.`,
 		Args:              cobra.MinimumNArgs(1),
 		ValidArgsFunction: g.completeIDs,
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := o.inherit(); err != nil {
+				return asUnawaited(verbError(cmd, args[0], err))
+			}
 			o.process.args = args[1:]
 			code := 0
 			ctx, signals := watchAllSignals(cmd.Context())
@@ -74,7 +76,7 @@ program cannot be executed or does not exist.`,
 	f.BoolVarP(&o.detach, "detach", "d", false, "do not wait for it")
 	f.StringVarP(&o.file, "process", "p", "", "take the process from this JSON file (as process in config.json)")
 	f.StringVar(&o.pidFile, "pid-file", "", "write its process id here")
-	f.StringVar(&o.consoleSock, "console-socket", "", "unix socket that gets the master of its terminal (with --detach)")
+	f.StringVar(&o.consoleSocket, "console-socket", "", "unix socket that gets the master of its terminal (with --detach)")
 	f.StringVarP(&o.process.user, "user", "u", "", "run as UID[:GID]")
 	f.StringSliceVarP(&o.gids, "additional-gids", "g", nil, "additional group ids")
 	f.StringVar(&o.process.cwd, "cwd", "", "working directory")
@@ -101,7 +103,7 @@ func (o *execOptions) run(ctx context.Context, guest *guest, id string, signals 
 	}
 	x := &attached{
 		guest: guest, id: id, execID: "exec-" + strings.TrimPrefix(randomID(), "c-"), signals: signals, detach: o.detach, terminal: p.Terminal,
-		handover: handover{consoleSocket: o.consoleSock, preserve: o.preserve},
+		handover: o.handover,
 	}
 	if err := x.check(); err != nil {
 		return 0, err

@@ -19,9 +19,33 @@ import (
 type handover struct {
 	consoleSocket string // gets the terminal, in place of stdio; "" is none
 	preserve      int    // descriptors after those of socket activation
+	inherited     []int  // both, from 3 on
+	listen        int    // how many are those of socket activation
 
 	stream vsockstream.Conn
 	uri    string // for stdin, stdout and stderr
+}
+
+// inherit finds out what we have got beside stdio. It comes before anything that
+// opens files: what we open ourselves is close-on-exec, what we got is not.
+func (h *handover) inherit() (err error) {
+	if h.preserve < 0 {
+		return sys.Invalidf("--preserve-fds %d is negative", h.preserve)
+	}
+	if h.listen, err = inheritedSockets(); err != nil {
+		return err
+	}
+	n := h.listen + h.preserve
+	if most := vsockstream.MaxFDs - 3; n > most {
+		return sys.Invalidf("%d descriptors are more than the %d that can be handed over", n, most)
+	}
+	for fd := 3; fd < 3+n; fd++ {
+		if flags, err := unix.FcntlInt(uintptr(fd), unix.F_GETFD, 0); err != nil || flags&unix.FD_CLOEXEC != 0 {
+			return sys.Invalidf("descriptor %d is not open: %d from 3 on are to be passed on", fd, n)
+		}
+		h.inherited = append(h.inherited, fd)
+	}
+	return nil
 }
 
 // open hands our descriptors over. The caller closes the handover when the daemon
@@ -29,10 +53,6 @@ type handover struct {
 func (h *handover) open(ctx context.Context, g *guest) error {
 	if !g.local {
 		return sys.Unsupportedf("descriptors cannot be handed over to a daemon in a VM")
-	}
-	listen, err := inheritedSockets()
-	if err != nil {
-		return err
 	}
 	fds := []int{0, 1, 2}
 	if h.consoleSocket != "" {
@@ -42,17 +62,6 @@ func (h *handover) open(ctx context.Context, g *guest) error {
 		}
 		defer unix.Close(socket)
 		fds = []int{socket}
-	}
-	more := listen + h.preserve
-	if more > vsockstream.MaxFDs-len(fds) {
-		return sys.Invalidf("%d descriptors are more than the %d that can be handed over", more, vsockstream.MaxFDs-len(fds))
-	}
-	for fd := 3; fd < 3+more; fd++ {
-		// What we have opened ourselves is close-on-exec, what we got is not.
-		if flags, err := unix.FcntlInt(uintptr(fd), unix.F_GETFD, 0); err != nil || flags&unix.FD_CLOEXEC != 0 {
-			return sys.Invalidf("descriptor %d of %d to preserve is not open", fd, more)
-		}
-		fds = append(fds, fd)
 	}
 	conn, err := g.dialStream(ctx)
 	if err != nil {
@@ -64,12 +73,12 @@ func (h *handover) open(ctx context.Context, g *guest) error {
 		return sys.Unsupportedf("descriptors cannot be handed over to a daemon that is not on a unix socket")
 	}
 	id := strconv.FormatUint(uint64(randomStreamID()), 10)
-	if err := vsockstream.OpenWithFDs(ctx, socket, vsockstream.FramingU32, id, fds...); err != nil {
+	if err := vsockstream.OpenWithFDs(ctx, socket, vsockstream.FramingU32, id, append(fds, h.inherited...)...); err != nil {
 		return err
 	}
 	h.uri = "fds://" + id
-	if listen > 0 {
-		h.uri += "?listen=" + strconv.Itoa(listen)
+	if h.listen > 0 {
+		h.uri += "?listen=" + strconv.Itoa(h.listen)
 	}
 	return nil
 }

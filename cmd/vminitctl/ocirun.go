@@ -34,6 +34,9 @@ func (o *runOptions) isBundleRun(cmd *cobra.Command, args []string) bool {
 func (o *runOptions) runBundle(cmd *cobra.Command, g *globals, id string) error {
 	b := &o.runc
 	b.bundle = o.bundle
+	if err := b.inherit(); err != nil {
+		return asUnawaited(verbError(cmd, id, err))
+	}
 	code := 0
 	ctx, signals := watchAllSignals(cmd.Context())
 	defer signals.stop()

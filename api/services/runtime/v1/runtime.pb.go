@@ -81,7 +81,9 @@ type ListResponse struct {
 	Containers []*Container           `protobuf:"bytes,1,rep,name=containers,proto3" json:"containers,omitempty"`
 	// The daemon runs on the caller's machine: it takes stdio as descriptors that
 	// come with a stream's id, and sees the caller's files.
-	Local         bool `protobuf:"varint,2,opt,name=local,proto3" json:"local,omitempty"`
+	Local bool `protobuf:"varint,2,opt,name=local,proto3" json:"local,omitempty"`
+	// How many containers there are in all namespaces.
+	Total         uint32 `protobuf:"varint,3,opt,name=total,proto3" json:"total,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -128,6 +130,13 @@ func (x *ListResponse) GetLocal() bool {
 		return x.Local
 	}
 	return false
+}
+
+func (x *ListResponse) GetTotal() uint32 {
+	if x != nil {
+		return x.Total
+	}
+	return 0
 }
 
 type Container struct {
@@ -262,12 +271,13 @@ const file_services_runtime_v1_runtime_proto_rawDesc = "" +
 	"!services/runtime/v1/runtime.proto\x12\x1avminit.services.runtime.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"7\n" +
 	"\vListRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x18\n" +
-	"\aprocess\x18\x02 \x01(\bR\aprocess\"k\n" +
+	"\aprocess\x18\x02 \x01(\bR\aprocess\"\x81\x01\n" +
 	"\fListResponse\x12E\n" +
 	"\n" +
 	"containers\x18\x01 \x03(\v2%.vminit.services.runtime.v1.ContainerR\n" +
 	"containers\x12\x14\n" +
-	"\x05local\x18\x02 \x01(\bR\x05local\"\x9c\x03\n" +
+	"\x05local\x18\x02 \x01(\bR\x05local\x12\x14\n" +
+	"\x05total\x18\x03 \x01(\rR\x05total\"\x9c\x03\n" +
 	"\tContainer\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
 	"\x06status\x18\x02 \x01(\tR\x06status\x12\x10\n" +
