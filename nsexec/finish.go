@@ -14,11 +14,17 @@ import (
 type Seccomp struct {
 	Filter []unix.SockFilter
 	Flags  uint // SECCOMP_FILTER_FLAG_*
+	// Listener is called if the filter has a listener (NEW_LISTENER, Linux 5.0),
+	// when the child has it, by the number in the register, and before anything
+	// else that the filter could stop. It appends a gate at which the parent
+	// fetches it: at execve the child loses it.
+	Listener func(Reg)
 }
 
 // Finish says how a program ends.
 type Finish struct {
 	Process *specs.Process
+	Path    string   // the program; "" to look up the process's first argument
 	Limits  Limits   // of the process; the zero value if its parent sets them at the gate
 	Gate    string   // name of a gate right before the program is loaded, "" for none
 	Keyring string   // name of a new session keyring, "" to keep the daemon's
@@ -73,7 +79,7 @@ func (p *Program) Finish(f Finish) (done Finished) {
 	if proc.NoNewPrivileges {
 		p.loadSeccomp(f.Seccomp)
 	}
-	p.exec(proc.Args, proc.Env, f.Home)
+	p.exec(f.Path, proc.Args, proc.Env, f.Home)
 	return done
 }
 
@@ -136,27 +142,37 @@ func (p *Program) loadSeccomp(s *Seccomp) {
 		filter = append(filter, byte(f.Code), byte(f.Code>>8), f.Jt, f.Jf, byte(f.K), byte(f.K>>8), byte(f.K>>16), byte(f.K>>24))
 	}
 	fprog := p.Words(uint64(len(s.Filter)), p.Bytes(filter).v)
-	p.Call(unix.SYS_SECCOMP, Int(unix.SECCOMP_SET_MODE_FILTER), Int(s.Flags), fprog)
+	in := p.Call(unix.SYS_SECCOMP, Int(unix.SECCOMP_SET_MODE_FILTER), Int(s.Flags), fprog)
+	if s.Listener != nil {
+		r := p.NewReg("listener")
+		in.Store(r)
+		s.Listener(r)
+	}
 }
 
 // defaultPath is where commands are looked for when the environment has no PATH.
 const defaultPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
-// exec loads the user's program, looking it up like execvp(3): every candidate
-// in turn, and only when there was none, the reason.
-func (p *Program) exec(args, env []string, home string) {
-	if len(args) == 0 || args[0] == "" {
+// exec loads the user's program: the one at path, or if that is empty the first
+// argument, looked up like execvp(3): every candidate in turn, and only when
+// there was none, the reason.
+func (p *Program) exec(path string, args, env []string, home string) {
+	if path == "" && (len(args) == 0 || args[0] == "") {
 		p.Fail(sys.Invalidf("process.args is empty"))
 		return
 	}
 	argv, envp := p.StrVec(args), p.environ(env, home)
 	p.Step("unblock signals")
 	p.Call(unix.SYS_RT_SIGPROCMASK, Int(2), p.Words(0, 0), Nil, Int(8))
-	p.Step("exec %q", args[0])
-	if strings.Contains(args[0], "/") {
-		p.Call(unix.SYS_EXECVE, p.Str(args[0]), argv, envp)
+	if path == "" && strings.Contains(args[0], "/") {
+		path = args[0]
+	}
+	if path != "" {
+		p.Step("exec %q", path)
+		p.Call(unix.SYS_EXECVE, p.Str(path), argv, envp)
 		return
 	}
+	p.Step("exec %q", args[0])
 	candidates := candidates(args[0], env)
 	for _, c := range candidates {
 		p.Call(unix.SYS_EXECVE, p.Str(c), argv, envp).Ignore(unix.ENOENT, unix.ENOTDIR, unix.EACCES)

@@ -21,6 +21,7 @@ type syscallSig struct {
 var signatures = [...]syscallSig{
 	{unix.SYS_CAPSET, "capset", "pp"},
 	{unix.SYS_CHDIR, "chdir", "s"},
+	{unix.SYS_CHROOT, "chroot", "s"},
 	{unix.SYS_CLONE3, "clone3", "cd"},
 	{unix.SYS_CLOSE, "close", "f"},
 	{unix.SYS_CLOSE_RANGE, "close_range", "ddd"},

@@ -27,6 +27,7 @@ type plan struct {
 	gates    map[nsexec.GateID]attend
 	last     nsexec.GateID // the gate before the user's program
 	gated    bool          // there is one
+	behind   attend        // what is to be done at one more gate behind it; nil: there is none
 	home     bool          // HOME is to be looked up at the last gate
 	outside  *outside      // what the parent sets at the last gate
 	warnings []string
@@ -55,6 +56,8 @@ const (
 	gateUser     = "user namespace"
 	gateTime     = "time offsets"
 	gateNetwork  = "network devices"
+	gateHooks    = "hooks"
+	gateListener = "seccomp listener"
 	gateTerminal = "terminal"
 	gateLimits   = "limits"
 	gateStart    = "start"
@@ -68,12 +71,15 @@ type compileOptions struct {
 	newRing   bool   // join a new session keyring
 	network   bool   // a new network namespace is ready, with lo up
 	seccomp   *seccomp.Cache
-	launcher  *nsexec.Launcher   // will run it; nil for a plan to look at
-	oomAdjust int                // the daemon's own oom_score_adj, which a workload must not inherit
-	tasks     []string           // files the pid is written to, see rdtGroup
-	files     int                // descriptors the process gets from 3 on
-	home      string             // HOME of an exec whose environment has none
-	affinity  *specs.CPUAffinity // of an exec that has none of its own
+	launcher  *nsexec.Launcher                      // will run it; nil for a plan to look at
+	oomAdjust int                                   // the daemon's own oom_score_adj, which a workload must not inherit
+	tasks     []string                              // files the pid is written to, see rdtGroup
+	files     int                                   // descriptors the process gets from 3 on
+	home      string                                // HOME of an exec whose environment has none
+	affinity  *specs.CPUAffinity                    // of an exec that has none of its own
+	hooks     attend                                // runs the hooks that belong before pivot_root
+	path      string                                // program to run instead of the first argument
+	listener  func(p *nsexec.Process, fd int) error // takes the seccomp listener that p has as fd
 }
 
 // compileInit turns a config into the launch of the container's first process.
@@ -117,12 +123,16 @@ func compileInit(spec *specs.Spec, ns namespaces, o compileOptions) (*plan, erro
 		socket = p.RouteSocket(func() { pl.gate(gateNetwork, moveNetDevices(linux.NetDevices, &socket)) })
 	}
 	p.SetHostname(spec.Hostname, spec.Domainname)
+	fs.Build()
+	if hasCreateHooks(spec.Hooks) {
+		pl.gate(gateHooks, o.hooks)
+	}
+	// Behind the hooks, which may have made network devices.
 	for _, name := range slices.Sorted(maps.Keys(linux.Sysctl)) {
 		if err := p.SetSysctl(name, linux.Sysctl[name], own); err != nil {
 			p.Fail(err)
 		}
 	}
-	fs.Build()
 	fs.Enter()
 	if spec.Process == nil {
 		pl.last, pl.gated = p.Gate(gateStart), true
@@ -194,7 +204,7 @@ func (pl *plan) checked() (*plan, error) {
 // name or if the parent has something to do there.
 func (pl *plan) finish(proc *specs.Process, linux *specs.Linux, gate string, userNS bool, o compileOptions) {
 	p := pl.program
-	f := nsexec.Finish{Process: proc, Grantable: o.launcher.Capabilities(), Home: o.home}
+	f := nsexec.Finish{Process: proc, Path: o.path, Grantable: o.launcher.Capabilities(), Home: o.home}
 	var err error
 	if f.Limits, err = nsexec.ParseLimits(proc); err != nil {
 		p.Fail(err)
@@ -208,9 +218,6 @@ func (pl *plan) finish(proc *specs.Process, linux *specs.Linux, gate string, use
 	if len(o.tasks) > 0 {
 		pl.fromOutside().tasks = o.tasks
 	}
-	if pl.outside != nil && gate == "" {
-		gate = gateLimits
-	}
 	if linux.Personality != nil {
 		p.SetPersonality(linux.Personality)
 	}
@@ -220,16 +227,30 @@ func (pl *plan) finish(proc *specs.Process, linux *specs.Linux, gate string, use
 	if o.newRing {
 		f.Keyring = "_ses." + o.id
 	}
+	listener := attend(nil)
 	if linux.Seccomp != nil {
-		var warnings []string
-		if f.Seccomp, warnings, err = compileSeccomp(o.seccomp, linux.Seccomp); err != nil {
+		s, notify, warnings, err := compileSeccomp(o.seccomp, linux.Seccomp)
+		if err != nil {
 			p.Fail(err)
 		}
+		if notify {
+			s.Listener = func(r nsexec.Reg) {
+				listener = func(child *nsexec.Child, regs *nsexec.Registers) error { return o.listener(child.Process, regs.Fd(r)) }
+				pl.gate(gateListener, listener)
+			}
+		}
+		f.Seccomp = s
 		pl.warnings = append(pl.warnings, warnings...)
+	}
+	if gate == "" && (pl.outside != nil || f.Seccomp != nil && f.Seccomp.Listener != nil) {
+		gate = gateLimits
 	}
 	f.Gate, pl.gated = gate, gate != ""
 	done := p.Finish(f)
 	pl.last = done.Gate
+	if proc.NoNewPrivileges { // then the filter is loaded behind the last gate
+		pl.behind = listener
+	}
 	pl.warnings = append(pl.warnings, done.Warnings...)
 }
 

@@ -37,6 +37,7 @@ type container struct {
 
 	// warnings say what of the config was passed over.
 	warnings []string
+	hooks    hookState
 
 	mu    sync.Mutex // guards all below, and the processes' fields
 	execs map[string]*process

@@ -14,6 +14,7 @@ import (
 
 	"vminit/cgroup2"
 	"vminit/internal/sys"
+	"vminit/nsexec"
 	"vminit/rootfs"
 )
 
@@ -39,6 +40,7 @@ func (s *Service) create(ctx context.Context, c *container, r *taskv3.CreateTask
 	defer func() {
 		if err != nil {
 			back.run()
+			c.failedHooks(ctx)
 		}
 	}()
 	if c.spec, err = loadSpec(c.bundle); err != nil {
@@ -77,7 +79,8 @@ func (s *Service) create(ctx context.Context, c *container, r *taskv3.CreateTask
 	}
 	pl, err := compileInit(&spec, ns, compileOptions{
 		id: c.id, bundle: c.bundle, cgroup: filepath.Join(s.cfg.CgroupMount, c.cgroup.Path()), newRing: !o.noKeyring, seccomp: &s.seccomp, launcher: s.cfg.Launcher, oomAdjust: s.oomAdjust,
-		tasks: c.rdt.taskFiles(), files: len(given.files()), network: network != nil,
+		tasks: c.rdt.taskFiles(), files: len(given.files()), network: network != nil, listener: c.takeListener,
+		hooks: func(child *nsexec.Child, _ *nsexec.Registers) error { return c.createHooks(ctx, child.Process) },
 	})
 	if err != nil {
 		return err
@@ -156,6 +159,9 @@ func (s *Service) makeCgroup(c *container, back *undo) (err error) {
 	path := l.CgroupsPath
 	if path == "" {
 		path = filepath.Join("/", c.namespace, c.id)
+	}
+	if err := checkCgroupsPath(path); err != nil {
+		return err
 	}
 	tree, err := s.cfg.Cgroups()
 	if err != nil {

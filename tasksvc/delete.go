@@ -19,9 +19,9 @@ const deleteTimeout = 15 * time.Second
 
 // deleteInit takes away the container. One that was created and never started
 // is killed first; one that runs is refused.
-func (c *container) deleteInit(ctx context.Context) error {
+func (c *container) deleteInit(caller context.Context) error {
 	p := c.init
-	ctx, cancel := context.WithTimeout(ctx, deleteTimeout)
+	ctx, cancel := context.WithTimeout(caller, deleteTimeout)
 	defer cancel()
 	c.mu.Lock()
 	if err := p.begin("delete", Created, Stopped); err != nil {
@@ -39,6 +39,9 @@ func (c *container) deleteInit(ctx context.Context) error {
 	c.mu.Unlock()
 
 	err := c.teardown(ctx, p, execs, created)
+	if err == nil {
+		c.poststopHooks(caller)
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	p.busy = ""

@@ -33,10 +33,8 @@ func (p *process) planAhead() {
 
 func (p *process) compile(ctx context.Context, given *handover) (x execPlan) {
 	c := p.container
-	o := compileOptions{
-		id: c.id, newRing: true, seccomp: &c.svc.seccomp, launcher: c.svc.cfg.Launcher, oomAdjust: c.svc.oomAdjust, tasks: c.rdt.taskFiles(),
-		files: len(given.files()),
-	}
+	o := c.execOptions()
+	o.files = len(given.files())
 	if nsexec.NeedsHome(p.spec.Env) {
 		if o.home, x.err = homeOf(ctx, c.init.handle, p.spec.User.UID); x.err != nil {
 			return x

@@ -23,7 +23,7 @@ func Features(version string) *features.Features {
 	return &features.Features{
 		OCIVersionMin: strconv.Itoa(specMajor) + ".0.0",
 		OCIVersionMax: strconv.Itoa(specMajor) + "." + strconv.Itoa(maxSpecMinor) + ".0",
-		Hooks:         hookNames,
+		Hooks:         hookNames[:],
 		MountOptions:  rootfs.MountOptions(),
 		Annotations:   map[string]string{versionAnnotation: version},
 		Linux: &features.Linux{

@@ -37,11 +37,11 @@ func (s *Service) launchInit(ctx context.Context, c *container, p *process, pl *
 		return err
 	}
 	back.add(func() { reapFailed(child) })
-	regs, err := pl.attendGates(child, time.Now().Add(launchTimeout))
+	regs, err := pl.attendGates(child)
 	if err != nil {
 		return err
 	}
-	p.child, p.handle = child, child.Process // a gate may have changed it
+	p.child, p.handle, p.behind = child, child.Process, pl.behind // a gate may have changed it
 	if err := pl.outside.apply(p.handle); err != nil {
 		return err
 	}
@@ -58,9 +58,9 @@ func (s *Service) launchInit(ctx context.Context, c *container, p *process, pl *
 }
 
 // attendGates helps the child at its gates until it stands at the last one.
-func (pl *plan) attendGates(child *nsexec.Child, deadline time.Time) (*nsexec.Registers, error) {
+func (pl *plan) attendGates(child *nsexec.Child) (*nsexec.Registers, error) {
 	for {
-		regs, err := child.AwaitGate(deadline)
+		regs, err := child.AwaitGate(time.Now().Add(launchTimeout))
 		if err != nil || regs.Gate() == pl.last {
 			return regs, err
 		}
@@ -75,6 +75,48 @@ func (pl *plan) attendGates(child *nsexec.Child, deadline time.Time) (*nsexec.Re
 			return nil, err
 		}
 	}
+}
+
+// run takes a launched child that has no start gate to its program. ready is
+// called when it stands at its last gate, or at once if there is none.
+func (pl *plan) run(child *nsexec.Child, ready func(*nsexec.Registers) error) error {
+	var regs *nsexec.Registers
+	if pl.gated {
+		var err error
+		if regs, err = pl.attendGates(child); err != nil {
+			return err
+		}
+		if err := pl.outside.apply(child.Process); err != nil {
+			return err
+		}
+	}
+	if err := ready(regs); err != nil {
+		return err
+	}
+	if pl.gated {
+		if err := child.Open(); err != nil {
+			return err
+		}
+	}
+	return load(child, pl.behind)
+}
+
+// load takes a child that has passed its last gate to its program. behind is
+// what is to be done at one more gate, nil if there is none.
+func load(child *nsexec.Child, behind attend) error {
+	if behind != nil {
+		regs, err := child.AwaitGate(time.Now().Add(launchTimeout))
+		if err != nil {
+			return err
+		}
+		if err := behind(child, regs); err != nil {
+			return err
+		}
+		if err := child.Open(); err != nil {
+			return err
+		}
+	}
+	return child.AwaitExec(time.Now().Add(launchTimeout))
 }
 
 // apply makes the settings of a child that waits at its last gate.

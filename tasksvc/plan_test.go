@@ -88,6 +88,11 @@ func TestPlans(t *testing.T) {
 			s.Linux.Personality = &specs.LinuxPersonality{Domain: specs.PerLinux32}
 			s.Linux.MemoryPolicy = &specs.LinuxMemoryPolicy{Mode: specs.MpolBind, Nodes: "0,2-3", Flags: []specs.MemoryPolicyFlagType{specs.MpolFStaticNodes}}
 		}),
+		"hooks": edited(plainSpec(), func(s *specs.Spec) {
+			s.Hooks = &specs.Hooks{CreateRuntime: []specs.Hook{{Path: "/bin/hook"}}, StartContainer: []specs.Hook{{Path: "/bin/hook"}}}
+			s.Linux.Seccomp = notifying("/run/agent")
+			s.Process.NoNewPrivileges = true
+		}),
 		"time": edited(plainSpec(), func(s *specs.Spec) {
 			addNamespaces(s, specs.LinuxNamespace{Type: specs.TimeNamespace})
 			s.Linux.TimeOffsets = map[string]specs.LinuxTimeOffset{"monotonic": {Secs: -5}, "boottime": {Secs: 86400, Nanosecs: 7}}

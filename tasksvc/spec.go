@@ -95,24 +95,7 @@ func checkSpec(s *specs.Spec) error {
 			return err
 		}
 	}
-	for _, x := range []struct {
-		asked bool
-		name  string
-	}{
-		{s.Hooks != nil && !emptyHooks(s.Hooks), "hooks"},
-	} {
-		if x.asked {
-			return sys.Unsupportedf("%s is not supported yet", x.name)
-		}
-	}
-	return nil
-}
-
-// hookNames are the hooks that are run: none yet.
-var hookNames []string
-
-func emptyHooks(h *specs.Hooks) bool {
-	return len(h.Prestart)+len(h.CreateRuntime)+len(h.CreateContainer)+len(h.StartContainer)+len(h.Poststart)+len(h.Poststop) == 0 //nolint:staticcheck // prestart is deprecated, not gone
+	return checkHooks(s.Hooks)
 }
 
 // checkPlan refuses combinations of the config and its namespaces.

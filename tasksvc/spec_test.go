@@ -126,6 +126,8 @@ func FuzzSpec(f *testing.F) {
 		s.Linux.TimeOffsets = map[string]specs.LinuxTimeOffset{"monotonic": {Secs: 1}}
 		s.Linux.NetDevices = map[string]specs.LinuxNetDevice{"a": {}}
 		s.Linux.Personality, s.Linux.MemoryPolicy = &specs.LinuxPersonality{Domain: "LINUX"}, &specs.LinuxMemoryPolicy{Mode: "MPOL_BIND", Nodes: "0"}
+		s.Hooks = &specs.Hooks{CreateRuntime: []specs.Hook{{Path: "/bin/hook", Timeout: ptr(1)}}}
+		s.Linux.Seccomp = notifying("/run/agent")
 		addNamespaces(s, specs.LinuxNamespace{Type: "time"}, specs.LinuxNamespace{Type: "network", Path: "/n"}, specs.LinuxNamespace{Type: "user", Path: "/u"})
 	})} {
 		data, err := json.Marshal(s)
@@ -160,21 +162,4 @@ func TestSpecFile(t *testing.T) {
 	require.NoError(t, os.Symlink("/etc/passwd", name))
 	_, err = loadSpec(dir)
 	require.Error(t, err)
-}
-
-// What the specification has and we do not is refused, and says so.
-func TestNotYet(t *testing.T) {
-	for text, edit := range map[string]func(*specs.Spec){
-		"hooks is not supported yet": func(s *specs.Spec) { s.Hooks = &specs.Hooks{Poststop: []specs.Hook{{Path: "/bin/true"}}} },
-		"SCMP_ACT_NOTIFY is not supported yet": func(s *specs.Spec) {
-			s.Linux.Seccomp = &specs.LinuxSeccomp{DefaultAction: specs.ActAllow, ListenerPath: "/run/agent", ListenerMetadata: "x",
-				Syscalls: []specs.LinuxSyscall{{Names: []string{"mkdir"}, Action: specs.ActNotify}}}
-		},
-	} {
-		s := testSpec("true")
-		edit(s)
-		_, err := compileBytes(t, s)
-		require.ErrorIs(t, err, sys.ErrUnsupported)
-		require.ErrorContains(t, err, text)
-	}
 }

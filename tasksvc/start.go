@@ -6,15 +6,17 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
 	"vminit/internal/sys"
 	"vminit/nsexec"
 )
 
-// start opens the start gate of the container's init.
-func (c *container) start() (uint32, error) {
-	p := c.init
+// start opens the start gate of the container's init. The hooks of startContainer
+// come before its program, those of poststart after it.
+func (c *container) start(ctx context.Context) (uint32, error) {
+	p, hooks := c.init, c.spec.Hooks
 	c.mu.Lock()
 	if err := p.begin("start", Created); err != nil {
 		c.mu.Unlock()
@@ -25,10 +27,16 @@ func (c *container) start() (uint32, error) {
 	p.child = nil
 	c.mu.Unlock()
 
-	err := child.Open()
+	var err error
+	if hooks != nil && len(hooks.StartContainer) > 0 && p.spec != nil {
+		err = c.startContainerHooks(ctx)
+	}
+	if err == nil {
+		err = child.Open()
+	}
 	if err == nil {
 		c.watchOOM() // while the child loads its program
-		err = child.AwaitExec(time.Now().Add(launchTimeout))
+		err = load(child, p.behind)
 	}
 	if err != nil {
 		endFailed(child)
@@ -37,8 +45,18 @@ func (c *container) start() (uint32, error) {
 		err = sys.Mark(sys.ErrState, err)
 	}
 	c.mu.Lock()
-	defer c.mu.Unlock()
 	c.settleStart(p, err)
+	if err != nil || hooks == nil || len(hooks.Poststart) == 0 {
+		c.mu.Unlock()
+		return p.pid(), err
+	}
+	p.busy = "start" // not to be paused or deleted meanwhile
+	c.mu.Unlock()
+
+	err = c.poststartHooks(ctx)
+	c.mu.Lock()
+	p.busy = ""
+	c.mu.Unlock()
 	return p.pid(), err
 }
 
@@ -167,7 +185,7 @@ func (c *container) launchExec(ctx context.Context, p *process) (err error) {
 	for _, w := range pl.warnings {
 		c.svc.log.Warn(w, "process", p.name())
 	}
-	if err := p.runExec(pl, child); err != nil {
+	if err := pl.run(child, func(regs *nsexec.Registers) error { return p.connect(pl, regs) }); err != nil {
 		return err
 	}
 	if given != nil {
@@ -176,26 +194,23 @@ func (c *container) launchExec(ctx context.Context, p *process) (err error) {
 	return nil
 }
 
-// runExec takes a launched exec through its gate, if it has one, to its program.
-func (p *process) runExec(pl *plan, child *nsexec.Child) error {
-	deadline := time.Now().Add(launchTimeout)
-	var regs *nsexec.Registers
-	if pl.gated {
-		var err error
-		if regs, err = child.AwaitGate(deadline); err != nil {
-			return err
-		}
-		if err := pl.outside.apply(child.Process); err != nil {
-			return err
-		}
+// execOptions are those that all processes have which join the container.
+func (c *container) execOptions() compileOptions {
+	return compileOptions{
+		id: c.id, newRing: true, seccomp: &c.svc.seccomp, launcher: c.svc.cfg.Launcher, oomAdjust: c.svc.oomAdjust, tasks: c.rdt.taskFiles(), listener: c.takeListener,
 	}
-	if err := p.connect(pl, regs); err != nil {
-		return err
+}
+
+// takeListener hands the seccomp listener of one of the container's processes
+// to the agent.
+func (c *container) takeListener(p *nsexec.Process, fd int) error {
+	status, pid := specs.StateCreating, p.PID()
+	select {
+	case <-c.created:
+		c.mu.Lock()
+		status, pid = c.init.state.OCI(), int(c.init.pid())
+		c.mu.Unlock()
+	default:
 	}
-	if pl.gated {
-		if err := child.Open(); err != nil {
-			return err
-		}
-	}
-	return child.AwaitExec(deadline)
+	return sendListener(c.spec.Linux.Seccomp, p, fd, c.ociState(status, pid))
 }

@@ -63,7 +63,7 @@ func (s *Service) Start(ctx context.Context, r *taskv3.StartRequest) (*taskv3.St
 	c.mu.Unlock()
 	var pid uint32
 	if r.ExecID == "" {
-		pid, err = c.start()
+		pid, err = c.start(ctx)
 	} else {
 		pid, err = c.startExec(ctx, p)
 	}
