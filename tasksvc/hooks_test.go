@@ -135,7 +135,7 @@ func (h *host) nothingLeft() func() {
 		fds, err := os.ReadDir("/proc/self/fd")
 		require.NoError(h.t, err)
 		for _, f := range fds {
-			if to, err := os.Readlink("/proc/self/fd/" + f.Name()); err == nil && !strings.HasPrefix(to, "/proc/") && to != "anon_inode:bpf-prog" { // those are kept
+			if to, err := os.Readlink("/proc/self/fd/" + f.Name()); err == nil && !strings.HasPrefix(to, "/proc/") && to != "anon_inode:bpf-prog" && to != "anon_inode:inotify" { // those are kept
 				all = append(all, f.Name()+" "+to)
 			}
 		}
