@@ -9,12 +9,15 @@ VERSION  := $(shell git describe --tags --always --dirty 2>/dev/null || echo dev
 FUZZTIME ?= 30s
 GOFLAGS  := -trimpath -tags=no_grpc
 LDFLAGS  := -s -w -X main.version=$(VERSION)
+# The daemon spends its time in the kernel and in code of our own: not inlining
+# that of others makes it 2 % smaller and nothing slower (docs/services.md).
+SMALL    := -gcflags=google.golang.org/...=-l -gcflags=github.com/...=-l
 export CGO_ENABLED ?= 0
 
 .PHONY: build run test bench syscalls lint fuzz generate clean deps-run deps-test deps-bench
 
 build:
-	go build $(GOFLAGS) -ldflags '$(LDFLAGS)' -o bin/ ./cmd/vminitd ./cmd/vminitctl
+	go build $(GOFLAGS) $(SMALL) -ldflags '$(LDFLAGS)' -o bin/ ./cmd/vminitd ./cmd/vminitctl
 
 run: deps-run build
 	@go build $(GOFLAGS) -o bin/ ./internal/vmtest/mkroot

@@ -103,6 +103,7 @@ func serve(c serviceConfig) (*services, error) {
 		tasksvc.NewStdIO(s.tasks).Register,
 		s.fwds.Register,
 		tasksvc.NewRuntime(s.tasks, c.Options.Listen != "").Register,
+		tasksvc.NewTransfer(s.tasks, s.hub).Register,
 		tasksvc.NewSystem(c.Version, "/sys").Register,
 		tasksvc.NewEvents(s.events, c.Log).Register,
 		tasksvc.NewMounts().Register,

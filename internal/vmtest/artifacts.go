@@ -30,7 +30,7 @@ var scratch = sync.OnceValue(func() string {
 var artifacts = sync.OnceValues(func() (b built, err error) {
 	dir := scratch()
 	b.daemon, b.root = filepath.Join(dir, "vminitd"), filepath.Join(dir, "root.erofs")
-	build := exec.Command("go", "build", "-trimpath", "-tags", "no_grpc", "-ldflags", "-s -w -X main.version=test", "-o", b.daemon, "vminit/cmd/vminitd")
+	build := exec.Command("go", "build", "-trimpath", "-tags", "no_grpc", "-gcflags=google.golang.org/...=-l", "-gcflags=github.com/...=-l", "-ldflags", "-s -w -X main.version=test", "-o", b.daemon, "vminit/cmd/vminitd")
 	build.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := build.CombinedOutput(); err != nil {
 		return b, fmt.Errorf("build vminitd: %w: %s", err, out)
