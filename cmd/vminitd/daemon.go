@@ -11,10 +11,6 @@ import (
 	"vminit/cmd/vminitd/power"
 )
 
-// interfaceTimeout is how long the network waits for an interface that the host
-// promised. Only the first container waits with it.
-const interfaceTimeout = 3 * time.Second
-
 // daemon is what both ways of running share. Its fields are set by newDaemon.
 type daemon struct {
 	opts     options

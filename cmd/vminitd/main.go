@@ -72,10 +72,10 @@ func (d *daemon) runGuest() {
 	})
 	d.timeline.Mark("serving")
 	inBackground(func() {
-		network := d.settle(r, mounted)
+		plan := d.settle(r, mounted)
 		d.timeline.Mark("settled")
 		close(d.settled)
-		d.complete(r, network)
+		d.complete(r, plan)
 		d.timeline.Mark("complete")
 		close(d.completed)
 		r.Optional("calm the runtime less", func() error { return proc.CalmRuntime(boot.SlackAfterwards) })
@@ -87,7 +87,7 @@ func (d *daemon) runGuest() {
 
 // settle does what serving does not need but every container does. The modules
 // come first: what they find, disks above all, takes its time without us.
-func (d *daemon) settle(r *boot.Runner, mounted []*mountinfo.Info) (network netup.Plan) {
+func (d *daemon) settle(r *boot.Runner, mounted []*mountinfo.Info) netup.Plan {
 	modules := inBackground(func() {
 		r.Optional("load late modules", func() error { return boot.LoadModules(r, boot.ModuleListLate) })
 	})
@@ -102,30 +102,43 @@ func (d *daemon) settle(r *boot.Runner, mounted []*mountinfo.Info) (network netu
 		return err
 	})
 	r.Optional("sysctls", func() error { return boot.ApplySysctls(boot.Sysctls(cmdline)) })
+	var plan netup.Plan
 	r.Optional("network plan", func() (err error) {
-		network, err = netup.NewPlan(boot.Values(cmdline, "ip"), d.opts.Networks, netup.ReadPNP())
+		plan, err = netup.NewPlan(boot.Values(cmdline, "ip"), d.opts.Networks, netup.ReadPNP())
 		return err
 	})
-	r.Optional("hostname", func() error { return boot.SetHostname(network.Hostname) })
-	r.Optional("network files", network.WriteFiles)
+	r.Optional("hostname", func() error { return boot.SetHostname(plan.Hostname) })
+	r.Optional("network files", plan.WriteFiles)
 	<-modules
-	return network
+	return plan
 }
 
 // complete does what only some containers need.
-func (d *daemon) complete(r *boot.Runner, network netup.Plan) {
+func (d *daemon) complete(r *boot.Runner, plan netup.Plan) {
+	network := plan.Start(context.Background(), d.log, d.hostnameFromLease(plan))
 	modules := inBackground(func() {
 		r.Optional("load the rest of the modules", func() error { return boot.LoadModules(r, boot.ModuleListRest) })
 	})
 	r.Optional("loopback", netup.Loopback)
 	r.Optional("ctrl-alt-del", power.CatchCtrlAltDel)
 	r.Optional("features file", writeFeatures)
-	r.Optional("network", func() error {
-		ctx, cancel := context.WithTimeout(context.Background(), interfaceTimeout)
-		defer cancel()
-		return network.Apply(ctx)
-	})
+	ctx, cancel := netup.Timeout(context.Background())
+	defer cancel()
+	network.Each(ctx, r.Optional)
 	<-modules
+}
+
+// hostnameFromLease returns what to do with a host name that comes by DHCP: it
+// counts where nobody else has named the guest.
+func (d *daemon) hostnameFromLease(plan netup.Plan) func(string) {
+	if plan.Hostname != "" {
+		return nil
+	}
+	return func(name string) {
+		if err := boot.ReplaceFallbackHostname(name); err != nil {
+			d.log.Warn("host name of the DHCP lease", "err", err)
+		}
+	}
 }
 
 // powerOff ends the machine in order. It does not return.

@@ -11,6 +11,8 @@ import (
 // fallbackHostname is what a guest is called that no one has named.
 const fallbackHostname = "vminit"
 
+const maxHostname = 64 // __NEW_UTS_LEN, uname(2)
+
 // SetHostname names the guest. asked, the hostname field of ip=, wins; then
 // whatever the kernel has (hostname= on the command line, Linux 5.19); then
 // /etc/hostname; then a name of our own.
@@ -28,6 +30,22 @@ func SetHostname(asked string) error {
 	if name == current {
 		return nil
 	}
+	return sethostname(name)
+}
+
+// ReplaceFallbackHostname names a guest that has no name but our own.
+func ReplaceFallbackHostname(name string) error {
+	var uts unix.Utsname
+	if err := unix.Uname(&uts); err != nil {
+		return fmt.Errorf("uname: %w", err)
+	}
+	if unix.ByteSliceToString(uts.Nodename[:]) != fallbackHostname || name == "" || len(name) > maxHostname {
+		return nil
+	}
+	return sethostname(name)
+}
+
+func sethostname(name string) error {
 	if err := unix.Sethostname([]byte(name)); err != nil {
 		return fmt.Errorf("set hostname %q: %w", name, err)
 	}
@@ -39,7 +57,7 @@ func chooseHostname(asked, current, file string) string {
 		current = ""
 	}
 	for _, name := range []string{asked, current, file} {
-		if name != "" && len(name) <= 64 { // __NEW_UTS_LEN, uname(2)
+		if name != "" && len(name) <= maxHostname {
 			return name
 		}
 	}

@@ -15,7 +15,8 @@ import (
 //	client:server:gateway:netmask:hostname:device:autoconf:dns0:dns1:ntp0
 //
 // or a single word for autoconf. Every field may be empty. IPv6 addresses are
-// written in brackets and a netmask may be a prefix length, as dracut has it.
+// written in brackets, a netmask may be a prefix length and a number in the place
+// of dns0 is an MTU, as dracut has it (dracut.cmdline(7)).
 // The server and the time server are of no use to the guest; they are checked
 // and dropped.
 //
@@ -26,8 +27,13 @@ func ParseIPParam(value string) (Interface, error) {
 	fields := splitFields(value)
 	if len(fields) == 1 && !isAddress(fields[0]) {
 		var err error
-		i.DHCP, err = autoconf(fields[0])
+		i.DHCP, i.Auto6, err = autoconf(fields[0])
 		return i, err
+	}
+	if len(fields) > 7 {
+		if mtu, err := parseMTU(fields[7]); err == nil { // and a MAC behind it
+			i.MTU, fields = mtu, fields[:7]
+		}
 	}
 	if len(fields) > 10 {
 		return i, fmt.Errorf("ip=: %d fields, at most 10 are defined", len(fields))
@@ -47,9 +53,9 @@ func ParseIPParam(value string) (Interface, error) {
 		p.fail("device", i.Device, errors.New("not an interface name"))
 		i = Interface{Hostname: i.Hostname} // never guess another one
 	}
-	dhcp, err := autoconf(p.field(6))
+	dhcp, auto6, err := autoconf(p.field(6))
 	p.note(err)
-	i.DHCP = dhcp && !client.IsValid()
+	i.DHCP, i.Auto6 = dhcp && !client.IsValid(), auto6
 	for n, name := range []string{"dns0", "dns1"} {
 		if a := p.addr(7+n, name); a.IsValid() {
 			i.DNS = append(i.DNS, a)
@@ -62,15 +68,17 @@ func ParseIPParam(value string) (Interface, error) {
 const maxDeviceName = 15 // IFNAMSIZ without the NUL
 
 // autoconf reads the seventh field. The kernel's "on", "any" and "both" all end
-// in a lease.
-func autoconf(word string) (dhcp bool, err error) {
+// in a lease. IPv6 is configured by routers: there is no client for DHCPv6.
+func autoconf(word string) (dhcp, auto6 bool, err error) {
 	switch word {
 	case "", "off", "none", "static":
-		return false, nil
-	case "on", "any", "dhcp", "both", "bootp", "rarp", "dhcp6", "auto6":
-		return true, nil
+		return false, false, nil
+	case "on", "any", "dhcp", "both", "bootp", "rarp":
+		return true, false, nil
+	case "auto6", "dhcp6", "either6", "link6":
+		return false, true, nil
 	}
-	return false, fmt.Errorf("ip=: autoconf %q is not one the kernel knows", word)
+	return false, false, fmt.Errorf("ip=: autoconf %q is not one the kernel knows", word)
 }
 
 func isAddress(s string) bool {

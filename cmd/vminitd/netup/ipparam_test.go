@@ -37,6 +37,9 @@ func TestParseIPParam(t *testing.T) {
 		{value: ":::::eth0:dhcp", want: Interface{Device: "eth0", DHCP: true}},
 		{value: "0.0.0.0::0.0.0.0:::eth0:on", want: Interface{Device: "eth0", DHCP: true}},
 		{value: "10.0.0.2:::255.0.0.0::eth0:dhcp", want: Interface{Device: "eth0", Addrs: prefix("10.0.0.2/8")}},
+		{value: "10.0.0.2:::255.0.0.0::eth0:none:9000:02:00:00:00:00:01", want: Interface{Device: "eth0", Addrs: prefix("10.0.0.2/8"), MTU: 9000}},
+		{value: ":::::eth0:auto6", want: Interface{Device: "eth0", Auto6: true}},
+		{value: "either6", want: Interface{Auto6: true}},
 		// What is wrong is left out and named; the rest counts.
 		{value: "10.0.2.15::gw:255.255.255.0::eth0:none:dns", errs: []string{"gateway", "dns0"},
 			want: Interface{Device: "eth0", Addrs: prefix("10.0.2.15/24")}},

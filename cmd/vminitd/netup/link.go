@@ -36,6 +36,24 @@ func setUp(name string) error {
 	return nil
 }
 
+// setMTU sets an interface's MTU, as "ip link set NAME mtu N" does.
+func setMTU(name string, mtu int) error {
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("open a socket: %w", err)
+	}
+	defer unix.Close(fd)
+	ifr, err := unix.NewIfreq(name)
+	if err != nil {
+		return fmt.Errorf("interface name %q: %w", name, err)
+	}
+	ifr.SetUint32(uint32(mtu))
+	if err := unix.IoctlIfreq(fd, unix.SIOCSIFMTU, ifr); err != nil {
+		return fmt.Errorf("set the MTU of %s to %d: %w", name, mtu, err)
+	}
+	return nil
+}
+
 // waitForLink returns the first interface that matches. Drivers are loaded and
 // devices found while the guest boots, so it may appear late: it subscribes to
 // link changes first and looks afterwards, so that none is missed.

@@ -1,7 +1,7 @@
 // Package netup configures the guest's network interfaces from what the host
 // said: ip= on the kernel command line and the -network flag. It waits for the
-// interface, sets addresses and routes by rtnetlink and writes the resolver's
-// configuration.
+// interfaces, sets addresses and routes by rtnetlink, gets leases by DHCP and
+// keeps them, and writes the resolver's configuration.
 //
 // Everything is idempotent: what the kernel has configured already (a kernel
 // with CONFIG_IP_PNP) stays as it is. The package acts on the network namespace
@@ -10,13 +10,10 @@ package netup
 
 import (
 	"bytes"
-	"context"
 	"errors"
 	"fmt"
 	"net"
 	"net/netip"
-
-	"vminit/internal/sys"
 )
 
 // Interface is what the host wants of one network interface. It is named by MAC
@@ -28,9 +25,13 @@ type Interface struct {
 	Gateway  netip.Addr     // default route; the zero value means none
 	Hostname string
 	DNS      []netip.Addr
-	// DHCP asks for a lease. Not supported yet; Configure says so.
-	DHCP bool
+	MTU      int  // 0: the kernel's
+	DHCP     bool // get an IPv4 lease and keep it
+	Auto6    bool // bring it up; the kernel takes IPv6 addresses from routers
 }
+
+// wanted reports whether there is anything to do.
+func (i Interface) wanted() bool { return i.DHCP || i.Auto6 || len(i.Addrs) > 0 || i.MTU > 0 }
 
 // String names the interface for messages.
 func (i Interface) String() string {
@@ -43,35 +44,28 @@ func (i Interface) String() string {
 	return "the first interface"
 }
 
-// Configure waits until the interface exists or ctx ends, then brings it up,
-// adds its addresses and its default route.
-func (i Interface) Configure(ctx context.Context) error {
-	if i.DHCP && len(i.Addrs) == 0 {
-		return sys.Unsupportedf("configure %s: DHCP is not supported yet: give a static address", i)
-	}
-	if len(i.Addrs) == 0 {
-		return nil
-	}
-	link, err := waitForLink(ctx, i.matches)
-	if err != nil {
-		return fmt.Errorf("wait for network interface %s: %w", i, err)
+// setUp brings the interface up and gives it its fixed addresses and its default
+// route.
+func (i Interface) setUp(link net.Interface) error {
+	var errs []error
+	if i.MTU > 0 {
+		errs = append(errs, setMTU(link.Name, i.MTU))
 	}
 	if err := setUp(link.Name); err != nil {
-		return err
+		return errors.Join(append(errs, err)...)
 	}
 	rt, err := dialRoute()
 	if err != nil {
-		return err
+		return errors.Join(append(errs, err)...)
 	}
 	defer rt.Close()
-	var errs []error
 	for _, addr := range i.Addrs {
 		if err := rt.addAddress(link.Index, addr); err != nil {
 			errs = append(errs, fmt.Errorf("add %s to %s: %w", addr, link.Name, err))
 		}
 	}
 	if i.Gateway.IsValid() {
-		if err := rt.addDefaultRoute(link.Index, i.Gateway, !i.onLink(i.Gateway)); err != nil {
+		if err := rt.addDefaultRoute(link.Index, i.Gateway, !onLink(i.Addrs, i.Gateway)); err != nil {
 			errs = append(errs, fmt.Errorf("add default route by %s on %s: %w", i.Gateway, link.Name, err))
 		}
 	}
@@ -88,9 +82,9 @@ func (i Interface) matches(link net.Interface) bool {
 	return link.Flags&net.FlagLoopback == 0 && len(link.HardwareAddr) > 0
 }
 
-// onLink reports whether gw is inside one of the interface's own networks.
-func (i Interface) onLink(gw netip.Addr) bool {
-	for _, p := range i.Addrs {
+// onLink reports whether gw is inside one of an interface's own networks.
+func onLink(own []netip.Prefix, gw netip.Addr) bool {
+	for _, p := range own {
 		if p.Contains(gw) {
 			return true
 		}

@@ -14,6 +14,8 @@ import (
 //	mac=M[,addr=CIDR][,addr=CIDR]    static, at most one address per family
 //	mac=M,dhcp=true                  lease
 //
+// Either may have mtu=N.
+//
 // As nerdbox's hosts expect, a static interface has its gateway, which is its
 // name server too, at the first address of its first network. The caller
 // decides which interface's gateway becomes the default route.
@@ -35,6 +37,8 @@ func ParseNetworkFlag(value string) (Interface, error) {
 			err = i.addStatic(v)
 		case "dhcp":
 			i.DHCP, err = strconv.ParseBool(v)
+		case "mtu":
+			i.MTU, err = parseMTU(v)
 		default:
 			err = sys.Invalidf("unknown key")
 		}
@@ -55,6 +59,16 @@ func ParseNetworkFlag(value string) (Interface, error) {
 		i.DNS = []netip.Addr{i.Gateway}
 	}
 	return i, nil
+}
+
+// parseMTU reads an MTU in bytes. IPv4 needs 68 (RFC 791); more than 65535 fits
+// into no packet.
+func parseMTU(s string) (int, error) {
+	n, err := strconv.Atoi(s)
+	if err != nil || n < 68 || n > 65535 {
+		return 0, sys.Invalidf("not an MTU between 68 and 65535")
+	}
+	return n, nil
 }
 
 func (i *Interface) addStatic(s string) error {

@@ -1,7 +1,6 @@
 package netup
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -56,7 +55,7 @@ func NewPlan(ipParams []string, flags []Interface, pnp []byte) (Plan, error) {
 
 func (p *Plan) add(i Interface) {
 	p.DNS = append(p.DNS, i.DNS...)
-	if (i.DHCP || len(i.Addrs) > 0) && len(p.Interfaces) < maxInterfaces {
+	if i.wanted() && len(p.Interfaces) < maxInterfaces {
 		p.Interfaces = append(p.Interfaces, i)
 	}
 }
@@ -89,21 +88,11 @@ func ReadPNP() []byte {
 	return b
 }
 
-// Apply configures the interfaces in turn. ctx bounds the wait for those that
-// have not appeared yet.
-func (p Plan) Apply(ctx context.Context) error {
-	var errs []error
-	for _, i := range p.Interfaces {
-		errs = append(errs, i.Configure(ctx))
-	}
-	return errors.Join(errs...)
-}
-
 // WriteFiles writes /etc/resolv.conf and /etc/hosts: hosts bind them into their
 // containers. A file that is there stays, unless the host named name servers.
 func (p Plan) WriteFiles() error {
 	return errors.Join(
-		writeUnlessKept(resolvConf, ResolvConf(p.DNS), len(p.DNS) == 0),
+		writeUnlessKept(resolvConf, ResolvConf(p.DNS, nil), len(p.DNS) == 0),
 		writeUnlessKept(hostsFile, hosts, true),
 	)
 }

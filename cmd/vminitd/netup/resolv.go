@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -15,9 +16,22 @@ import (
 // maxNameservers is how many a resolver looks at (MAXNS, resolv.conf(5)).
 const maxNameservers = 3
 
-// ResolvConf renders resolv.conf(5) for the servers, in order, without repeats.
-func ResolvConf(servers []netip.Addr) string {
+// maxSearch bounds the search line in bytes, as old resolvers do.
+const maxSearch = 256
+
+// ResolvConf renders resolv.conf(5) for the servers and the domains to search,
+// in order, without repeats.
+func ResolvConf(servers []netip.Addr, domains []string) string {
 	var b strings.Builder
+	search := ""
+	for n, d := range domains {
+		if d != "" && len(search)+len(d) < maxSearch && !slices.Contains(domains[:n], d) {
+			search += " " + d
+		}
+	}
+	if search != "" {
+		b.WriteString("search" + search + "\n")
+	}
 	seen := make(map[netip.Addr]bool)
 	for _, s := range servers {
 		if !s.IsValid() || seen[s] || len(seen) == maxNameservers {
@@ -45,23 +59,74 @@ func ParsePNP(text string) []netip.Addr {
 	return servers
 }
 
-// WriteEtc puts a small file into place atomically. On a read-only root
-// filesystem it is written below scratch, a writable directory, and bound over
-// path, which then has to exist.
+// WriteEtc puts a small file into place, atomically where it can. On a read-only
+// root file system it is written below scratch, a writable directory, and bound
+// over path; where path does not exist there, its directory becomes an overlay.
 func WriteEtc(path, content, scratch string) error {
 	err := replaceFile(path, content)
-	if !errors.Is(err, unix.EROFS) && !errors.Is(err, fs.ErrPermission) {
+	if err == nil || !errors.Is(err, unix.EROFS) && !errors.Is(err, unix.EBUSY) && !errors.Is(err, fs.ErrPermission) {
 		return err
 	}
-	shadow := filepath.Join(scratch, filepath.Base(path))
+	if overwrite(path, content) == nil { // it is bound already
+		return nil
+	}
 	if err := os.MkdirAll(scratch, 0o755); err != nil {
 		return fmt.Errorf("make %s: %w", scratch, err)
 	}
+	if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
+		if err := overlay(filepath.Dir(path), scratch); err != nil {
+			return fmt.Errorf("make room for %s on a read-only file system: %w", path, err)
+		}
+		return replaceFile(path, content)
+	}
+	shadow := filepath.Join(scratch, filepath.Base(path))
 	if err := replaceFile(shadow, content); err != nil {
 		return err
 	}
 	if err := unix.Mount(shadow, path, "", unix.MS_BIND, ""); err != nil {
 		return fmt.Errorf("bind %s over the read-only %s: %w", shadow, path, err)
+	}
+	return nil
+}
+
+// overwrite replaces the contents of a file that exists.
+func overwrite(path, content string) error {
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_TRUNC|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return err
+	}
+	_, err = f.WriteString(content)
+	return errors.Join(err, f.Close())
+}
+
+// overlay makes a directory writable whose file system is not.
+func overlay(dir, scratch string) error {
+	upper, work := filepath.Join(scratch, ".upper"), filepath.Join(scratch, ".work")
+	for _, d := range []string{upper, work} {
+		if err := os.MkdirAll(d, 0o755); err != nil {
+			return err
+		}
+	}
+	options := fmt.Sprintf("lowerdir=%s,upperdir=%s,workdir=%s", dir, upper, work)
+	if err := unix.Mount("overlay", dir, "overlay", unix.MS_NOSUID|unix.MS_NODEV, options); err != nil {
+		return fmt.Errorf("mount an overlay on %s: %w", dir, err)
+	}
+	// What was bound into the directory is covered now.
+	shadows, err := os.ReadDir(scratch)
+	if err != nil {
+		return err
+	}
+	for _, s := range shadows {
+		if !s.Type().IsRegular() {
+			continue
+		}
+		content, err := os.ReadFile(filepath.Join(scratch, s.Name()))
+		if err == nil {
+			err = replaceFile(filepath.Join(dir, s.Name()), string(content))
+		}
+		if err != nil {
+			return err
+		}
 	}
 	return nil
 }

@@ -4,6 +4,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -44,6 +45,21 @@ func TestWriteEtcReadOnlyRoot(t *testing.T) {
 
 	require.NoError(t, WriteEtc(path, "new\n", scratch))
 	requireContent(t, path, "new\n")
-	err := WriteEtc(filepath.Join(root, "absent"), "new\n", scratch)
-	require.ErrorContains(t, err, "read-only", "there is nothing to bind over")
+	before := mountsBelow(t, root)
+	require.NoError(t, WriteEtc(path, "newer\n", scratch), "again, as when a lease changes")
+	requireContent(t, path, "newer\n")
+	require.Equal(t, before, mountsBelow(t, root), "nothing is mounted twice")
+
+	absent := filepath.Join(root, "absent")
+	require.NoError(t, WriteEtc(absent, "made\n", scratch), "there is nothing to bind over")
+	requireContent(t, absent, "made\n")
+	requireContent(t, path, "newer\n")
+	require.NoError(t, unix.Unmount(root, unix.MNT_DETACH))
+}
+
+func mountsBelow(t *testing.T, dir string) int {
+	t.Helper()
+	b, err := os.ReadFile("/proc/thread-self/mountinfo")
+	require.NoError(t, err)
+	return strings.Count(string(b), dir)
 }

@@ -4,7 +4,9 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"math"
 	"net/netip"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -32,11 +34,37 @@ func dialRoute() (*route, error) {
 
 func (r *route) Close() error { return unix.Close(r.fd) }
 
+// The ways to make something. What exists is left alone, or replaced.
+const (
+	keepExisting    = unix.NLM_F_CREATE | unix.NLM_F_EXCL
+	replaceExisting = unix.NLM_F_CREATE | unix.NLM_F_REPLACE
+)
+
 // addAddress adds an address; one that is there already is fine. Duplicate
 // address detection is off (IFA_F_NODAD): it would hold an IPv6 address back for
 // a second, and the host that hands out addresses knows its guests.
 func (r *route) addAddress(index int, p netip.Prefix) error {
-	return r.request(unix.RTM_NEWADDR, addressRequest(index, p))
+	return r.request(unix.RTM_NEWADDR, keepExisting, addressRequest(index, p))
+}
+
+// lendAddress adds an address, or renews it, that the kernel takes away by
+// itself after some time: whatever becomes of this daemon, the guest does not
+// keep what is no longer its own. Zero means for ever.
+func (r *route) lendAddress(index int, p netip.Prefix, lifetime time.Duration) error {
+	body := addressRequest(index, p)
+	if lifetime > 0 {
+		body[2] &^= unix.IFA_F_PERMANENT
+		seconds := uint32(min(lifetime.Seconds(), math.MaxUint32-1))
+		info := binary.NativeEndian.AppendUint32(nil, seconds) // struct ifa_cacheinfo: preferred, valid
+		info = binary.NativeEndian.AppendUint32(info, seconds)
+		body = appendAttr(body, unix.IFA_CACHEINFO, append(info, make([]byte, 8)...))
+	}
+	return r.request(unix.RTM_NEWADDR, replaceExisting, body)
+}
+
+// deleteAddress takes an address away; it may have gone already.
+func (r *route) deleteAddress(index int, p netip.Prefix) error {
+	return ignore(r.request(unix.RTM_DELADDR, 0, addressRequest(index, p)), unix.EADDRNOTAVAIL)
 }
 
 // addressRequest encodes struct ifaddrmsg and its attributes.
@@ -52,18 +80,52 @@ func addressRequest(index int, p netip.Prefix) []byte {
 // offLink says that gw is outside the interface's networks (a /32, as clouds
 // have it), which the kernel then must not hold against it.
 func (r *route) addDefaultRoute(index int, gw netip.Addr, offLink bool) error {
-	return r.request(unix.RTM_NEWROUTE, routeRequest(index, gw, offLink))
+	any := netip.PrefixFrom(netip.IPv4Unspecified(), 0)
+	if gw.Is6() {
+		any = netip.PrefixFrom(netip.IPv6Unspecified(), 0)
+	}
+	return r.request(unix.RTM_NEWROUTE, keepExisting, routeRequest(index, Route{any, gw}, offLink, 0))
+}
+
+// lendRoute adds or replaces a route of a lease. metric tells the routes of
+// several interfaces apart: the lowest wins.
+func (r *route) lendRoute(index int, to Route, offLink bool, metric uint32) error {
+	return r.request(unix.RTM_NEWROUTE, replaceExisting, routeRequest(index, to, offLink, metric))
+}
+
+// deleteRoute takes a route away; it may have gone already.
+func (r *route) deleteRoute(index int, to Route, metric uint32) error {
+	return ignore(r.request(unix.RTM_DELROUTE, 0, routeRequest(index, to, false, metric)), unix.ESRCH)
+}
+
+func ignore(err error, errno unix.Errno) error {
+	if errors.Is(err, errno) {
+		return nil
+	}
+	return err
 }
 
 // routeRequest encodes struct rtmsg and its attributes.
-func routeRequest(index int, gw netip.Addr, offLink bool) []byte {
+func routeRequest(index int, to Route, offLink bool, metric uint32) []byte {
 	var flags uint32
 	if offLink {
 		flags = unix.RTNH_F_ONLINK
 	}
-	b := []byte{family(gw), 0, 0, 0, unix.RT_TABLE_MAIN, unix.RTPROT_BOOT, unix.RT_SCOPE_UNIVERSE, unix.RTN_UNICAST}
+	scope := byte(unix.RT_SCOPE_UNIVERSE)
+	if !to.Via.IsValid() {
+		scope = unix.RT_SCOPE_LINK
+	}
+	b := []byte{family(to.To.Addr()), byte(to.To.Bits()), 0, 0, unix.RT_TABLE_MAIN, unix.RTPROT_BOOT, scope, unix.RTN_UNICAST}
 	b = binary.NativeEndian.AppendUint32(b, flags)
-	b = appendAttr(b, unix.RTA_GATEWAY, gw.AsSlice())
+	if to.To.Bits() > 0 {
+		b = appendAttr(b, unix.RTA_DST, to.To.Addr().AsSlice())
+	}
+	if to.Via.IsValid() {
+		b = appendAttr(b, unix.RTA_GATEWAY, to.Via.AsSlice())
+	}
+	if metric > 0 {
+		b = appendAttr(b, unix.RTA_PRIORITY, binary.NativeEndian.AppendUint32(nil, metric))
+	}
 	return appendAttr(b, unix.RTA_OIF, binary.NativeEndian.AppendUint32(nil, uint32(index)))
 }
 
@@ -85,13 +147,12 @@ func appendAttr(b []byte, typ uint16, data []byte) []byte {
 	return b
 }
 
-// request sends a create request and waits for its acknowledgement. EEXIST is
-// success.
-func (r *route) request(typ uint16, body []byte) error {
+// request sends a request and waits for its acknowledgement. EEXIST is success.
+func (r *route) request(typ, flags uint16, body []byte) error {
 	r.seq++
 	msg := binary.NativeEndian.AppendUint32(nil, uint32(unix.SizeofNlMsghdr+len(body)))
 	msg = binary.NativeEndian.AppendUint16(msg, typ)
-	msg = binary.NativeEndian.AppendUint16(msg, unix.NLM_F_REQUEST|unix.NLM_F_ACK|unix.NLM_F_CREATE|unix.NLM_F_EXCL)
+	msg = binary.NativeEndian.AppendUint16(msg, unix.NLM_F_REQUEST|unix.NLM_F_ACK|flags)
 	msg = binary.NativeEndian.AppendUint32(msg, r.seq)
 	msg = binary.NativeEndian.AppendUint32(msg, 0)
 	if err := unix.Sendto(r.fd, append(msg, body...), 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {

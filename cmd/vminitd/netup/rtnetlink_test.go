@@ -35,9 +35,12 @@ func TestRequests(t *testing.T) {
 	}
 	require.Equal(t, "02188200"+"07000000"+"08000200"+"0a000002"+"08000100"+"0a000002",
 		hex.EncodeToString(addressRequest(7, netip.MustParsePrefix("10.0.0.2/24"))))
+	def := Route{netip.MustParsePrefix("0.0.0.0/0"), netip.MustParseAddr("10.0.0.1")}
 	require.Equal(t, "02000000"+"fe030001"+"00000000"+"08000500"+"0a000001"+"08000400"+"07000000",
-		hex.EncodeToString(routeRequest(7, netip.MustParseAddr("10.0.0.1"), false)))
-	require.Equal(t, "04000000", hex.EncodeToString(routeRequest(7, netip.MustParseAddr("10.0.0.1"), true)[8:12]))
+		hex.EncodeToString(routeRequest(7, def, false, 0)))
+	require.Equal(t, "04000000", hex.EncodeToString(routeRequest(7, def, true, 0)[8:12]))
+	require.Equal(t, "02180000"+"fe03fd01"+"00000000"+"08000100"+"0a010200"+"08000600"+"64000000"+"08000400"+"07000000",
+		hex.EncodeToString(routeRequest(7, Route{To: netip.MustParsePrefix("10.1.2.0/24")}, false, 100)))
 }
 
 func FuzzParseAck(f *testing.F) {
@@ -70,7 +73,16 @@ func newVeth(name string, mac net.HardwareAddr) error {
 	body = appendAttr(body, unix.IFLA_IFNAME, append([]byte(name), 0))
 	body = appendAttr(body, unix.IFLA_ADDRESS, mac)
 	body = appendAttr(body, unix.IFLA_LINKINFO, appendAttr(nil, unix.IFLA_INFO_KIND, []byte("veth")))
-	return rt.request(unix.RTM_NEWLINK, body)
+	return rt.request(unix.RTM_NEWLINK, keepExisting, body)
+}
+
+// configure runs a plan of one interface until that is configured.
+func configure(t *testing.T, i Interface) error {
+	link, err := waitForLink(t.Context(), i.matches)
+	if err != nil {
+		return err
+	}
+	return i.setUp(link)
 }
 
 func TestConfigure(t *testing.T) {
@@ -84,13 +96,15 @@ func TestConfigure(t *testing.T) {
 		MAC:     mac,
 		Addrs:   []netip.Prefix{netip.MustParsePrefix("10.9.0.2/24"), netip.MustParsePrefix("fd09::2/64")},
 		Gateway: netip.MustParseAddr("10.9.0.1"),
+		MTU:     1400,
 	}
-	require.NoError(t, i.Configure(t.Context()))
-	require.NoError(t, i.Configure(t.Context()), "again: nothing to do")
+	require.NoError(t, configure(t, i))
+	require.NoError(t, configure(t, i), "again: nothing to do")
 
 	link, err := net.InterfaceByName("late0")
 	require.NoError(t, err)
 	require.NotZero(t, link.Flags&net.FlagUp)
+	require.Equal(t, 1400, link.MTU)
 	addrs, err := link.Addrs()
 	require.NoError(t, err)
 	text := ""
@@ -105,7 +119,7 @@ func TestConfigure(t *testing.T) {
 
 	// A gateway outside the network, as with a /32.
 	off := Interface{Device: "late0", Addrs: []netip.Prefix{netip.MustParsePrefix("10.8.0.2/32")}, Gateway: netip.MustParseAddr("169.254.0.1")}
-	require.NoError(t, off.Configure(t.Context()))
+	require.NoError(t, configure(t, off))
 }
 
 func TestWaitForLink(t *testing.T) {
