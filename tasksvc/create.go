@@ -54,6 +54,9 @@ func (s *Service) create(ctx context.Context, c *container, r *taskv3.CreateTask
 		return err
 	}
 	c.join = ns.all()
+	if err := makeEtcFiles(c.bundle, c.spec, &back); err != nil {
+		return err
+	}
 	if err := s.mountRootfs(ctx, c, r, &back); err != nil {
 		return err
 	}

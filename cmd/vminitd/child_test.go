@@ -16,7 +16,11 @@ const childEnv = "VMINIT_TEST_CHILD"
 
 // pivotInChild runs pivot_root in a child with a mount namespace of its own.
 func pivotInChild() error {
-	child := exec.Command("/init") // there may be no /proc yet
+	self := "/init" // there may be no /proc yet
+	if _, err := os.Stat(self); err != nil {
+		self = "/proc/self/exe"
+	}
+	child := exec.Command(self)
 	child.Env = []string{childEnv + "=pivot"}
 	child.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWNS}
 	out, err := child.CombinedOutput()
@@ -49,7 +53,10 @@ func childMain(what string) int {
 }
 
 func pivot() error {
-	const dir = "/newroot"
+	dir := "/newroot"
+	if _, err := os.Stat("/init"); err != nil {
+		dir = "/run/newroot"
+	}
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
 		return err
 	}

@@ -30,6 +30,12 @@ func guestMain(scenario string) {
 		go d.checkEverything()
 	case "bare":
 		go d.checkBare()
+	case "switch":
+		d.switchRoot()
+	case "root":
+		go d.checkRoot()
+	case "net":
+		go d.checkNetwork()
 	case "required":
 		// Before the cure pivot_root fails, after it works.
 		report("pivot_root in a bare initramfs", wantErr(pivotInChild(), unix.EINVAL))
@@ -39,9 +45,10 @@ func guestMain(scenario string) {
 		report("mountinfo", err)
 		report("the cure", boot.MakeRootPivotable(mounted))
 		report("pivot_root after the cure", pivotInChild())
+		// A root without /run that cannot get one.
+		report("remove /run", os.RemoveAll("/run"))
+		report("read-only root", unix.Mount("", "/", "", unix.MS_REMOUNT|unix.MS_BIND|unix.MS_RDONLY, ""))
 		fmt.Println("CHECKS DONE")
-		r := &boot.Runner{Timeline: d.timeline, Log: d.log, Fatal: d.die}
-		r.Required("test step", func() error { return errors.New("no luck") })
 	case "panic":
 		fmt.Println("CHECKS DONE")
 		panic("at the disco")
@@ -90,6 +97,11 @@ func (d *daemon) checkEverything() {
 	}
 	report("root of all threads", checkThreads())
 	report("mounts", checkMounts())
+	report("machine id", wantFile("/etc/machine-id", "0123456789abcdef0123456789abcdef\n"))
+	report("entropy", wantFile("/proc/sys/kernel/random/entropy_avail", "256"))
+	report("timer slack", checkTimerSlack())
+	_, err := os.Stat("/dev/fuse")
+	report("/dev/fuse", err)
 	report("pivot_root", pivotInChild())
 	report("cgroup controllers", wantFile("/sys/fs/cgroup/cgroup.subtree_control", "cpuset", "cpu", "io", "memory", "pids"))
 	report("own cgroup", wantFile("/proc/self/cgroup", "0::/init.scope\n"))

@@ -72,10 +72,10 @@ func (d *daemon) runGuest() {
 	})
 	d.timeline.Mark("serving")
 	inBackground(func() {
-		plan := d.settle(r, mounted)
+		cmdline, plan := d.settle(r, mounted)
 		d.timeline.Mark("settled")
 		close(d.settled)
-		d.complete(r, plan)
+		d.complete(r, cmdline, plan)
 		d.timeline.Mark("complete")
 		close(d.completed)
 		r.Optional("calm the runtime less", func() error { return proc.CalmRuntime(boot.SlackAfterwards) })
@@ -87,7 +87,7 @@ func (d *daemon) runGuest() {
 
 // settle does what serving does not need but every container does. The modules
 // come first: what they find, disks above all, takes its time without us.
-func (d *daemon) settle(r *boot.Runner, mounted []*mountinfo.Info) netup.Plan {
+func (d *daemon) settle(r *boot.Runner, mounted []*mountinfo.Info) (cmdline []boot.Param, plan netup.Plan) {
 	modules := inBackground(func() {
 		r.Optional("load late modules", func() error { return boot.LoadModules(r, boot.ModuleListLate) })
 	})
@@ -96,25 +96,23 @@ func (d *daemon) settle(r *boot.Runner, mounted []*mountinfo.Info) netup.Plan {
 	r.Optional("cgroups", boot.SetupCgroups)
 	r.Optional("device links", boot.DevLinks)
 	r.Optional("limits", boot.RaiseLimits)
-	var cmdline []boot.Param
 	r.Optional("kernel command line", func() (err error) {
 		cmdline, err = boot.ReadCmdline()
 		return err
 	})
 	r.Optional("sysctls", func() error { return boot.ApplySysctls(boot.Sysctls(cmdline)) })
-	var plan netup.Plan
 	r.Optional("network plan", func() (err error) {
 		plan, err = netup.NewPlan(boot.Values(cmdline, "ip"), d.opts.Networks, netup.ReadPNP())
 		return err
 	})
-	r.Optional("hostname", func() error { return boot.SetHostname(plan.Hostname) })
+	r.Optional("hostname", func() error { return boot.SetHostname(boot.AskedHostname(plan.Hostname, cmdline)) })
 	r.Optional("network files", plan.WriteFiles)
 	<-modules
-	return plan
+	return cmdline, plan
 }
 
 // complete does what only some containers need.
-func (d *daemon) complete(r *boot.Runner, plan netup.Plan) {
+func (d *daemon) complete(r *boot.Runner, cmdline []boot.Param, plan netup.Plan) {
 	network := plan.Start(context.Background(), d.log, d.hostnameFromLease(plan))
 	modules := inBackground(func() {
 		r.Optional("load the rest of the modules", func() error { return boot.LoadModules(r, boot.ModuleListRest) })
@@ -122,6 +120,14 @@ func (d *daemon) complete(r *boot.Runner, plan netup.Plan) {
 	r.Optional("loopback", netup.Loopback)
 	r.Optional("ctrl-alt-del", power.CatchCtrlAltDel)
 	r.Optional("features file", writeFeatures)
+	var credentials boot.Credentials
+	r.Optional("credentials", func() (err error) {
+		credentials, err = boot.ReadCredentials(cmdline)
+		return err
+	})
+	r.Optional("notify the host", func() error { return boot.NotifyHost(credentials) })
+	r.Optional("machine id", func() error { return boot.WriteMachineID(cmdline, credentials) })
+	r.Optional("host name of the machine", func() error { return boot.ReplaceFallbackHostname(credentials["system.hostname"]) })
 	ctx, cancel := netup.Timeout(context.Background())
 	defer cancel()
 	network.Each(ctx, r.Optional)

@@ -75,7 +75,7 @@ func listing(t *testing.T, archive []byte) string {
 		case h.Mode&^cpio.ModePerm == cpio.TypeChar:
 			i := bytes.Index(archive, []byte(h.Name+"\x00")) - 110
 			fmt.Fprintf(&b, " %s:%s", archive[i+78:i+86], archive[i+86:i+94])
-		case len(data) > 100:
+		case len(data) > 120:
 			fmt.Fprintf(&b, " %d bytes", len(data))
 		case len(data) > 0:
 			fmt.Fprintf(&b, " %q", data)

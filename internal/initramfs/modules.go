@@ -30,7 +30,7 @@ func DefaultLateModules() []string {
 // kernel's random numbers.
 func DefaultRestModules() []string {
 	return []string{
-		"virtio_net", "virtio_rng?",
+		"virtio_net", "virtio_rng?", "qemu_fw_cfg?",
 		"virtiofs?", "9p?", "9pnet_virtio?", "fuse?", "loop?",
 		"virtio_console?", "vsock_loopback?",
 	}
@@ -64,7 +64,7 @@ func resolve(dir, release string, names []string) (*resolver, error) {
 	if err != nil {
 		return nil, err
 	}
-	r := &resolver{index: idx, seen: make(map[string]bool), before: make(map[string][]string)}
+	r := newResolver(idx)
 	var unknown []string
 	for _, name := range names {
 		name, optional := strings.CutSuffix(name, "?")
@@ -92,6 +92,10 @@ type resolver struct {
 	seen   map[string]bool
 	order  []string            // names, dependencies first
 	before map[string][]string // what must be loaded before a module
+}
+
+func newResolver(idx index) *resolver {
+	return &resolver{index: idx, seen: make(map[string]bool), before: make(map[string][]string)}
 }
 
 // visit appends module m after everything it needs. Circles, which only soft

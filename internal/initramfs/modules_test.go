@@ -195,13 +195,16 @@ func FuzzIndex(f *testing.F) {
 		idx := index{mods: mods, soft: parseSoftdep(b), aliases: parseAlias(b), builtin: make(map[string]bool)}
 		parseBuiltin(b, idx.builtin)
 		idx.builtinAliases = parseModinfo(b, idx.builtin)
-		r := resolver{index: idx, seen: make(map[string]bool)}
+		r := newResolver(idx)
 		found, _ := idx.lookup(name)
 		for _, m := range found {
 			_ = r.visit(m)
 		}
-		for _, p := range r.order {
-			require.True(t, filepath.IsLocal(p), p)
+		loaded := make(map[string]bool)
+		for _, m := range r.order {
+			require.True(t, filepath.IsLocal(r.mods[m].path), m)
+			require.False(t, loaded[m], "%s twice", m)
+			loaded[m] = true
 		}
 	})
 }

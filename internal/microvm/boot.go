@@ -71,6 +71,9 @@ func (vm *VM) start(ctx context.Context) (err error) {
 		return err
 	}
 	back = append(back, func() { _ = vm.link.close() })
+	if err := vm.link.answer(vm.cfg.Serve); err != nil {
+		return err
+	}
 	w := wiring{
 		arch: arches[runtime.GOARCH], qmpPath: vm.dir.file(qmpSock),
 		vsockPath: vm.link.path, cid: vm.link.cid,

@@ -75,7 +75,7 @@ func commandLine(c Config, w wiring) []string {
 func kernelCommandLine(c Config, w wiring) string {
 	params := []string{
 		"console=" + w.arch.console, "quiet", "loglevel=3", "panic=-1", "net.ifnames=0", "cgroup_no_v1=all",
-		"cryptomgr.notests", "noreplace-smp", "no_timer_check", "GODEBUG=disablethp=1",
+		"cryptomgr.notests", "noreplace-smp", "no_timer_check", "random.trust_cpu=on", "GODEBUG=disablethp=1",
 	}
 	params = append(params, c.Params...)
 	flags := c.Flags

@@ -3,6 +3,7 @@ package microvm
 import (
 	"fmt"
 	"log/slog"
+	"net"
 	"os"
 	"os/exec"
 	"regexp"
@@ -42,6 +43,11 @@ type Config struct {
 	Shares []Share
 	// HotplugSlots is how many more disks can be plugged in while it runs.
 	HotplugSlots int
+
+	// Serve has for ports of the host's side of vsock what to do with a
+	// connection that the guest makes; it owns the connection. It is called from
+	// before the guest runs.
+	Serve map[uint32]func(net.Conn) `json:"-"`
 
 	// Logger receives what goes wrong in the background; nil discards it.
 	Logger *slog.Logger `json:"-"`

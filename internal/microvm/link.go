@@ -24,6 +24,8 @@ type link struct {
 	path   string             // of our device's socket
 	end    context.CancelFunc
 	served sync.WaitGroup
+
+	listeners []net.Listener // of Config.Serve
 }
 
 // openLink takes the kernel's vsock device if it can be opened, else serves our
@@ -88,11 +90,13 @@ func (l *link) dial(ctx context.Context, port uint32) (vsockstream.Conn, error) 
 
 // close ends all connections, once QEMU has ended.
 func (l *link) close() error {
+	err := l.closeListeners()
 	if l.vhost != nil {
-		return l.vhost.Close()
+		l.served.Wait()
+		return errors.Join(err, l.vhost.Close())
 	}
 	l.end()
-	err := l.device.Close()
+	err = errors.Join(err, l.device.Close())
 	l.served.Wait()
 	return err
 }

@@ -33,6 +33,15 @@ func SetHostname(asked string) error {
 	return sethostname(name)
 }
 
+// AskedHostname is the name the host asks for: the field of ip=, or the parameter
+// systemd.hostname=.
+func AskedHostname(ip string, cmdline []Param) string {
+	if all := Values(cmdline, "systemd.hostname"); ip == "" && len(all) > 0 {
+		return all[len(all)-1]
+	}
+	return ip
+}
+
 // ReplaceFallbackHostname names a guest that has no name but our own.
 func ReplaceFallbackHostname(name string) error {
 	var uts unix.Utsname

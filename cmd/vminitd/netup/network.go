@@ -11,6 +11,8 @@ import (
 	"slices"
 	"sync"
 	"time"
+
+	"vminit/cmd/vminitd/boot"
 )
 
 // Network keeps the interfaces of a plan configured, each by a goroutine of its
@@ -175,7 +177,7 @@ func (n *Network) writeResolvConf() error {
 		servers = append(servers, l.DNS...)
 		domains = append(domains, l.Domain)
 	}
-	return WriteEtc(n.resolv, ResolvConf(servers, domains), scratchDir)
+	return boot.WriteEtc(n.resolv, ResolvConf(servers, domains), boot.EtcScratch)
 }
 
 // interfaceTimeout is how long a boot waits for interfaces that the host

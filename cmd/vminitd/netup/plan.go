@@ -6,13 +6,14 @@ import (
 	"io/fs"
 	"net/netip"
 	"os"
+
+	"vminit/cmd/vminitd/boot"
 )
 
 // Files that the plan leaves in the guest.
 const (
 	resolvConf = "/etc/resolv.conf"
 	hostsFile  = "/etc/hosts"
-	scratchDir = "/run/vminit/etc"
 	hosts      = "127.0.0.1\tlocalhost\n::1\tlocalhost\n"
 )
 
@@ -107,5 +108,5 @@ func writeUnlessKept(path, content string, keep bool) error {
 			return fmt.Errorf("look for %s: %w", path, err)
 		}
 	}
-	return WriteEtc(path, content, scratchDir)
+	return boot.WriteEtc(path, content, boot.EtcScratch)
 }
