@@ -3,6 +3,7 @@
 # make test    every rung of tests, the in-VM one included
 # make bench   life cycles against crun, runc and a C reference
 # make lint    formatting, vet on both architectures, generated code
+# make soak    the reliability tests at full size
 # make fuzz    every fuzz target for FUZZTIME
 
 VERSION  := $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
@@ -14,7 +15,7 @@ LDFLAGS  := -s -w -X main.version=$(VERSION)
 SMALL    := -gcflags=google.golang.org/...=-l -gcflags=github.com/...=-l
 export CGO_ENABLED ?= 0
 
-.PHONY: build run test bench syscalls lint fuzz generate clean deps-run deps-test deps-bench
+.PHONY: build run test bench syscalls soak lint fuzz generate clean deps-run deps-test deps-bench
 
 build:
 	go build $(GOFLAGS) $(SMALL) -ldflags '$(LDFLAGS)' -o bin/ ./cmd/vminitd ./cmd/vminitctl
@@ -35,6 +36,11 @@ bench: deps-bench build
 syscalls: # the table of docs/syscalls.md
 	go build $(GOFLAGS) -o bin/ ./internal/syscalls ./cmd/vminitd
 	@unshare --mount --propagation private bin/syscalls
+
+# The reliability tests at full size (docs/reliability.md).
+soak: deps-test build
+	VMINIT_SOAK=1 go run $(GOFLAGS) ./internal/rungs -rungs root -run 'TestModel|TestFaults' ./tasksvc
+	VMINIT_SOAK=1 go run $(GOFLAGS) ./internal/rungs -rungs vm -run 'TestModel|TestLedger|TestConnectionDrops|TestBursts|TestThroughput|TestIsolation|TestThousandStreams' ./internal/vmtest
 
 lint:
 	@test -z "$$(gofmt -l . | tee /dev/stderr)" || { echo "run gofmt -w on these"; exit 1; }

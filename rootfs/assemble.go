@@ -10,6 +10,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"vminit/nsexec"
 )
 
 // Mount is a rootfs mount of the Task API's Create (containerd.types.Mount).
@@ -22,9 +24,10 @@ type Mount struct {
 // namespace: all mounts but the last at <bundle>/mounts/<i>, the last at
 // <bundle>/rootfs (design: WIRE.md section 4). The function returned undoes it
 // in reverse order; it may be called again when it has failed. If Assemble
-// fails nothing stays mounted.
-func Assemble(ctx context.Context, bundle string, mounts []Mount) (func() error, error) {
-	a := &assembly{bundle: bundle}
+// fails nothing stays mounted. The Launcher is for the user namespaces of
+// id-mapped layers.
+func Assemble(ctx context.Context, l *nsexec.Launcher, bundle string, mounts []Mount) (func() error, error) {
+	a := &assembly{launcher: l, bundle: bundle}
 	for i := range mounts {
 		target := filepath.Join(bundle, "mounts", strconv.Itoa(i))
 		if i == len(mounts)-1 {
@@ -42,9 +45,10 @@ func Assemble(ctx context.Context, bundle string, mounts []Mount) (func() error,
 
 // assembly is what has been done so far.
 type assembly struct {
-	bundle string
-	done   []doneMount
-	dirs   []string // directories we made, for removal
+	launcher *nsexec.Launcher
+	bundle   string
+	done     []doneMount
+	dirs     []string // directories we made, for removal
 }
 
 // doneMount is what templates of later mounts refer to.
@@ -75,7 +79,7 @@ func (a *assembly) mount(ctx context.Context, m Mount, target string) error {
 	if err != nil {
 		return err
 	}
-	err = o.mountOn(target)
+	err = o.mountOn(a.launcher, target)
 	release() // the mount holds what it uses
 	if err != nil {
 		return err

@@ -21,7 +21,7 @@ import (
 func assembled(t *testing.T, mounts ...Mount) (bundle string) {
 	requireRoot(t)
 	bundle = t.TempDir()
-	undo, err := Assemble(t.Context(), bundle, mounts)
+	undo, err := Assemble(t.Context(), must(launcher()), bundle, mounts)
 	require.NoError(t, err)
 	t.Cleanup(func() {
 		require.NoError(t, undo())
@@ -90,7 +90,7 @@ func TestAssembleManyLayers(t *testing.T) {
 	mounts = append(mounts, Mount{Type: "format/overlay", Source: "overlay", Options: []string{fmt.Sprintf("lowerdir={{ overlay %d 0 }}", n-1)}})
 	cwd, err := os.Readlink("/proc/self/cwd")
 	require.NoError(t, err)
-	undo, err := Assemble(t.Context(), bundle, mounts)
+	undo, err := Assemble(t.Context(), must(launcher()), bundle, mounts)
 	require.NoError(t, err)
 	require.Equal(t, "99", read(t, bundle+"/rootfs/top"))
 	for i := range n {
@@ -120,7 +120,7 @@ func TestLayersOneByOne(t *testing.T) {
 		lower = append(lower, dir)
 	}
 	c := &mountCall{fstype: "overlay", source: "overlay", flags: unix.MS_NODEV | unix.MS_RDONLY, data: []string{"lowerdir=" + strings.Join(lower, ":")}}
-	err := c.mountOn(target)
+	err := c.mountWith(target)
 	if !kernelAtLeast(t, 6, 7) {
 		require.ErrorContains(t, err, "since Linux 6.7")
 		require.Empty(t, mountsBelow(t, target))
@@ -187,7 +187,7 @@ func TestAssembleLoop(t *testing.T) {
 	requireRoot(t)
 	img := image(t, 8<<20, "mkfs.ext4", "-q", "-F")
 	bundle := t.TempDir()
-	undo, err := Assemble(t.Context(), bundle, []Mount{{Type: "ext4", Source: img, Options: []string{"loop", "nodev"}}})
+	undo, err := Assemble(t.Context(), must(launcher()), bundle, []Mount{{Type: "ext4", Source: img, Options: []string{"loop", "nodev"}}})
 	require.NoError(t, err)
 	require.Equal(t, 1, loopsOf(t, img))
 	require.NoError(t, os.WriteFile(bundle+"/rootfs/f", []byte("kept"), 0o644))
@@ -195,14 +195,14 @@ func TestAssembleLoop(t *testing.T) {
 	gone := func() bool { return loopsOf(t, img) == 0 }
 	require.Eventually(t, gone, 5*time.Second, 10*time.Millisecond)
 
-	undo, err = Assemble(t.Context(), bundle, []Mount{{Type: "ext4", Source: img, Options: []string{"loop", "ro"}}})
+	undo, err = Assemble(t.Context(), must(launcher()), bundle, []Mount{{Type: "ext4", Source: img, Options: []string{"loop", "ro"}}})
 	require.NoError(t, err)
 	require.Equal(t, "kept", read(t, bundle+"/rootfs/f"))
 	require.ErrorIs(t, os.WriteFile(bundle+"/rootfs/g", nil, 0o644), unix.EROFS)
 	require.NoError(t, undo())
 	require.Eventually(t, gone, 5*time.Second, 10*time.Millisecond)
 
-	_, err = Assemble(t.Context(), bundle, []Mount{{Type: "erofs", Source: img, Options: []string{"loop", "ro"}}})
+	_, err = Assemble(t.Context(), must(launcher()), bundle, []Mount{{Type: "erofs", Source: img, Options: []string{"loop", "ro"}}})
 	require.ErrorContains(t, err, "rootfs mount 0: mount erofs /dev/loop")
 	require.Eventually(t, gone, 5*time.Second, 10*time.Millisecond, "a failed mount keeps no loop device")
 	requireNothingLeft(t, bundle)
@@ -253,7 +253,7 @@ func TestAssembleFailsWhole(t *testing.T) {
 		"the kernel takes less than a page":                       {Type: "tmpfs", Options: []string{"x=" + strings.Repeat("y", 5000)}},
 	} {
 		bundle := t.TempDir()
-		_, err := Assemble(t.Context(), bundle, []Mount{first, first, last})
+		_, err := Assemble(t.Context(), must(launcher()), bundle, []Mount{first, first, last})
 		require.ErrorContains(t, err, want)
 		requireNothingLeft(t, bundle)
 	}
@@ -263,7 +263,7 @@ func TestAssembleLeavesWhatIsThere(t *testing.T) {
 	requireRoot(t)
 	bundle := t.TempDir()
 	require.NoError(t, os.Mkdir(bundle+"/rootfs", 0o755))
-	undo, err := Assemble(t.Context(), bundle, []Mount{{Type: "bind", Source: bundle + "/rootfs/"}})
+	undo, err := Assemble(t.Context(), must(launcher()), bundle, []Mount{{Type: "bind", Source: bundle + "/rootfs/"}})
 	require.NoError(t, err)
 	require.Empty(t, mountsBelow(t, bundle))
 	require.NoError(t, undo())
@@ -294,7 +294,58 @@ func TestWaitForDevice(t *testing.T) {
 	require.EqualError(t, err, "wait for device /dev/nosuch: context deadline exceeded")
 	require.Less(t, time.Since(began), 5*time.Second)
 
-	_, err = Assemble(ctx, t.TempDir(), []Mount{{Type: "erofs", Source: "/dev/zero", Options: []string{"device=/dev/nosuch"}}})
+	_, err = Assemble(ctx, must(launcher()), t.TempDir(), []Mount{{Type: "erofs", Source: "/dev/zero", Options: []string{"device=/dev/nosuch"}}})
 	require.ErrorContains(t, err, "rootfs mount 0: option device=/dev/nosuch: wait for device /dev/nosuch")
 	require.NotErrorIs(t, err, sys.ErrInvalid)
+}
+
+// Layers with mapped owners, as hosts ask for them whose containers have user
+// namespaces.
+func TestAssembleIDMapped(t *testing.T) {
+	src := ext4(t)
+	owner := func(name string) uint32 {
+		var st unix.Stat_t
+		require.NoError(t, unix.Lstat(name, &st))
+		require.Equal(t, max(st.Uid, 100000)-100000, max(st.Gid, 200000)-200000, name)
+		return st.Uid
+	}
+	ids := []string{"uidmap=0:100000:65536", "gidmap=0:200000:1,1:200001:65535"}
+	bundle := t.TempDir()
+	undo, err := Assemble(t.Context(), must(launcher()), bundle, []Mount{
+		{Type: "bind", Source: src, Options: []string{"rbind", "ro"}},
+		{Type: "tmpfs", Source: "tmpfs"},
+		{Type: "format/mkdir/overlay", Source: "overlay", Options: append([]string{
+			"X-containerd.mkdir.path={{ mount 1 }}/upper:0755", "X-containerd.mkdir.path={{ mount 1 }}/work:0755", "X-containerd.mkdir.path={{ mount 1 }}/low:0755",
+			"lowerdir={{ mount 0 }}:{{ mount 0 }}/below", "upperdir={{ mount 1 }}/upper", "workdir={{ mount 1 }}/work"}, ids...)},
+	})
+	require.NoError(t, err)
+	for name, want := range map[string]uint32{"root": 100000, "one": 100001, "thousand": 101000} {
+		require.Equal(t, want, owner(filepath.Join(bundle, "rootfs", name)), name)
+	}
+	require.NoError(t, os.WriteFile(bundle+"/rootfs/new", nil, 0o600))
+	require.NoError(t, undo())
+	requireNothingLeft(t, bundle)
+
+	undo, err = Assemble(t.Context(), must(launcher()), bundle, []Mount{{Type: "bind", Source: src, Options: append([]string{"rbind", "ro"}, ids...)}})
+	require.NoError(t, err)
+	require.Equal(t, uint32(101000), owner(bundle+"/rootfs/thousand"))
+	require.Equal(t, uint32(101000), owner(bundle+"/rootfs/below/thousand"))
+	require.ErrorIs(t, os.WriteFile(bundle+"/rootfs/new", nil, 0o600), unix.EROFS)
+	require.NoError(t, undo())
+
+	for _, options := range [][]string{{"uidmap=0:1"}, {"uidmap=0:1:x", "gidmap=0:1:1"}, {"uidmap=0:1:1"}, {"uidmap=", "gidmap=0:1:1"}, {"uidmap=0:1:1,0:1:1", "gidmap=0:1:1"}, {"uidmap=0:1:4294967296", "gidmap=0:1:1"}} {
+		_, err := Assemble(t.Context(), must(launcher()), bundle, []Mount{{Type: "overlay", Source: "overlay", Options: append([]string{"lowerdir=" + src + ":" + src + "/below"}, options...)}})
+		require.ErrorIs(t, err, sys.ErrInvalid, "%q", options)
+	}
+	// A layer that is not there, after one that is.
+	_, err = Assemble(t.Context(), must(launcher()), bundle, []Mount{{Type: "overlay", Source: "overlay", Options: append([]string{"lowerdir=" + src + ":/nosuch"}, ids...)}})
+	require.ErrorIs(t, err, unix.ENOENT)
+	requireNothingLeft(t, bundle)
+}
+
+func must[T any](v T, err error) T {
+	if err != nil {
+		panic(err)
+	}
+	return v
 }

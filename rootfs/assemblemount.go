@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"vminit/internal/sys"
+	"vminit/nsexec"
 )
 
 // mountCall is a rootfs mount as mount(2) wants it.
@@ -18,6 +19,8 @@ type mountCall struct {
 	flags, propagation uintptr
 	data               []string
 	loop               *loopOptions // the source, and devices that are files, are images
+	ids                *layerMap    // nil: owners are as they are
+	tree               *os.File     // the source of a bind that has been id-mapped
 }
 
 // msFlags are options that mount(2) takes as flags; the others go to the file
@@ -53,10 +56,14 @@ func parseMount(fstype string, m Mount) (*mountCall, error) {
 			continue
 		}
 		isLoop, err := c.loopOption(o)
+		isMap := false
+		if err == nil && !isLoop {
+			isMap, err = c.mapOption(o)
+		}
 		switch {
 		case err != nil:
 			return nil, err
-		case isLoop || ignored(o):
+		case isLoop || isMap || ignored(o):
 		case o == "remount":
 			return nil, sys.Invalidf("option remount: there is nothing yet to be mounted again")
 		case o == "" || strings.ContainsAny(o, "\x00\n"):
@@ -120,7 +127,25 @@ func (c *mountCall) devices(ctx context.Context) (release func(), err error) {
 
 // mountOn is mount(2), which for binds ignores most flags and for propagation
 // wants a call of its own. On failure nothing is mounted.
-func (c *mountCall) mountOn(target string) error {
+func (c *mountCall) mountOn(l *nsexec.Launcher, target string) error {
+	if c.ids == nil {
+		return c.mountWith(target)
+	}
+	undo, err := c.mapped(l, target)
+	if err == nil {
+		err = c.mountWith(target)
+	}
+	if c.tree != nil {
+		c.tree.Close()
+	}
+	undone := undo()
+	if err == nil && undone != nil {
+		undone = errors.Join(undone, unix.Unmount(target, unix.MNT_DETACH))
+	}
+	return errors.Join(err, undone)
+}
+
+func (c *mountCall) mountWith(target string) error {
 	if err := c.mountFirst(target); err != nil {
 		if err == unix.ENODEV {
 			err = sys.Unsupportedf("the kernel has no file system %q (is its module loaded?): %w", c.fstype, err)
@@ -143,6 +168,8 @@ func (c *mountCall) mountOn(target string) error {
 func (c *mountCall) mountFirst(target string) error {
 	data := strings.Join(c.data, ",")
 	switch {
+	case c.tree != nil:
+		return unix.MoveMount(int(c.tree.Fd()), "", unix.AT_FDCWD, target, unix.MOVE_MOUNT_F_EMPTY_PATH)
 	case len(data) < pageSize:
 		return unix.Mount(c.source, target, c.fstype, c.flags, data)
 	case c.fstype == "overlay":

@@ -140,7 +140,7 @@ func (s *Service) mountRootfs(ctx context.Context, c *container, r *taskv3.Creat
 	for _, m := range r.Rootfs {
 		mounts = append(mounts, rootfs.Mount{Type: m.Type, Source: m.Source, Target: m.Target, Options: m.Options})
 	}
-	unmount, err := rootfs.Assemble(ctx, c.bundle, mounts)
+	unmount, err := rootfs.Assemble(ctx, s.cfg.Launcher, c.bundle, mounts)
 	if err != nil {
 		return err
 	}
