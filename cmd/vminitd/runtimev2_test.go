@@ -161,4 +161,3 @@ func TestRuntimeV2(t *testing.T) {
 	}
 	require.NoFileExists(t, socket)
 }
-
