@@ -39,7 +39,8 @@ const maxDeviceRules = 1024
 
 // defaultDevices may always be used, whatever the configuration says: the
 // devices the specification gives every container, and making any node, which
-// is harmless as long as it cannot be opened. runc and crun do the same.
+// is harmless as long as it cannot be opened. 5:1 is not one of them: that is the
+// guest's console, and /dev/console of a container a pty.
 var defaultDevices = [...]devRule{
 	{true, devChar, accMknod, anyNumber, anyNumber},
 	{true, devBlock, accMknod, anyNumber, anyNumber},
@@ -49,7 +50,6 @@ var defaultDevices = [...]devRule{
 	{true, devChar, accAll, 1, 8},           // random
 	{true, devChar, accAll, 1, 9},           // urandom
 	{true, devChar, accAll, 5, 0},           // tty
-	{true, devChar, accAll, 5, 1},           // console
 	{true, devChar, accAll, 5, 2},           // ptmx
 	{true, devChar, accAll, 136, anyNumber}, // pts
 }

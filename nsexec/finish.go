@@ -29,6 +29,10 @@ type Finish struct {
 	Gate    string   // name of a gate right before the program is loaded, "" for none
 	Keyring string   // name of a new session keyring, "" to keep the daemon's
 	Seccomp *Seccomp // nil: unconfined
+	// BornLate has the process born into the pid namespace of the last Join only
+	// when all its privileges are gone: for a container whose processes may trace
+	// others. It needs a Gate, at which the parent follows (Child.Follow).
+	BornLate bool
 	// Grantable are the capabilities the process can be given, as bits.
 	Grantable uint64
 	// Home becomes HOME if the environment has none, or an empty one, and this
@@ -38,7 +42,8 @@ type Finish struct {
 
 // Finished is what is to be known about the end of a program.
 type Finished struct {
-	Gate     GateID // the one named by Finish.Gate
+	Gate     GateID  // the one named by Finish.Gate
+	Born     Rebirth // with Finish.BornLate
 	Warnings []string
 }
 
@@ -72,6 +77,14 @@ func (p *Program) Finish(f Finish) (done Finished) {
 	if proc.NoNewPrivileges {
 		p.Step("set no_new_privs")
 		p.Call(unix.SYS_PRCTL, Int(unix.PR_SET_NO_NEW_PRIVS), Int(1), Int(0), Int(0), Int(0))
+	}
+	if f.BornLate {
+		done.Born = p.Rebirth(0)
+		p.Step("make a session of its own")
+		p.Call(unix.SYS_SETSID)
+		if proc.Terminal {
+			p.controlTerminal()
+		}
 	}
 	if f.Gate != "" {
 		done.Gate = p.Gate(f.Gate)
@@ -119,6 +132,9 @@ func (p *Program) setUser(u specs.User) {
 	}
 	gids := make([]byte, 0, 4*len(u.AdditionalGids))
 	for _, g := range u.AdditionalGids {
+		if g == math.MaxUint32 {
+			p.Fail(sys.Invalidf("process.user.additionalGids: %d is not a valid id", g))
+		}
 		gids = append(gids, byte(g), byte(g>>8), byte(g>>16), byte(g>>24))
 	}
 	p.Call(unix.SYS_PRCTL, Int(unix.PR_SET_KEEPCAPS), Int(1), Int(0), Int(0), Int(0))

@@ -76,6 +76,11 @@ func (l *Launcher) NewProgram() (*Program, error) {
 // NewProgram returns an empty program.
 func NewProgram() (*Program, error) { return (*Launcher)(nil).NewProgram() }
 
+// NotReused has the program's memory given back to the kernel when the child
+// has loaded the user's program. Who can trace the child could have kept a view
+// of it.
+func (p *Program) NotReused() { p.home = nil }
+
 // maxSpare bounds what is kept: programs are some 60 KiB.
 const (
 	maxSpare     = 4

@@ -350,7 +350,8 @@ func (p *Program) Write(at Arg, b []byte) error {
 // inside s is refused: the kernel would silently see less than was checked.
 func (p *Program) Str(s string) Arg {
 	if strings.IndexByte(s, 0) >= 0 {
-		p.Fail(sys.Invalidf("%s: string %q contains a NUL byte", p.steps[p.step], s))
+		// Not which: it may be a secret of the environment.
+		p.Fail(sys.Invalidf("%s: a string of %d bytes contains a NUL byte", p.steps[p.step], len(s)))
 		return Nil
 	}
 	a, b := p.alloc(len(s) + 1)

@@ -1,14 +1,19 @@
 package nsexec
 
 import (
+	"bytes"
 	"fmt"
+	"os"
+	"strconv"
 
 	"golang.org/x/sys/unix"
+
+	"vminit/internal/sys"
 )
 
-// Rebirth is where the second child of a launch is found: its pid and a pidfd,
-// the first child's number for it.
-type Rebirth struct{ pid, pidfd Reg }
+// Rebirth is where the second child of a launch is found: the number of its
+// pidfd in the first one.
+type Rebirth struct{ pidfd Reg }
 
 // Rebirth has the child make another, born with new namespaces inside those the
 // first has joined, that runs the rest of the program and is a child of ours as
@@ -20,12 +25,17 @@ type Rebirth struct{ pid, pidfd Reg }
 // Both processes see one set of registers, so the first changes none any more:
 // it waits until it is killed, to keep the pidfd open.
 func (p *Program) Rebirth(flags uint64) Rebirth {
-	r := Rebirth{pid: p.NewReg("pid"), pidfd: p.NewReg("pidfd")}
+	r := Rebirth{pidfd: p.NewReg("pidfd")}
 	p.Step("start over in a child inside the namespaces joined (%s)", CloneFlags(flags))
-	cell := func(r Reg) uint64 { return p.mem.addr(8 * int(r)) }
-	flags |= unix.CLONE_PARENT | unix.CLONE_PIDFD | unix.CLONE_PARENT_SETTID | unix.CLONE_CLEAR_SIGHAND
-	args := p.Words(flags, cell(r.pidfd), 0, cell(r.pid), 0, 0, 0, 0, 0, 0, 0)
-	p.Call(unix.SYS_CLONE3, args, Int(88))
+	pidfd := Arg{v: p.mem.addr(8 * int(r.pidfd))}
+	if flags == 0 {
+		// A seccomp filter may be in force that answers ENOSYS to clone3, as
+		// containerd's does.
+		p.Call(unix.SYS_CLONE, Int(unix.CLONE_PARENT|unix.CLONE_PIDFD|sigchld), Nil, pidfd, Nil, Nil)
+	} else { // clone cannot do CLONE_NEWTIME
+		flags |= unix.CLONE_PARENT | unix.CLONE_PIDFD | unix.CLONE_CLEAR_SIGHAND
+		p.Call(unix.SYS_CLONE3, p.Words(flags, pidfd.v, 0, 0, 0, 0, 0, 0, 0, 0, 0), Int(88))
+	}
 	// Who is who? The kernel puts the pidfd into the first one's table only.
 	first := p.Call(unix.SYS_FCNTL, r.pidfd.Arg(), Int(unix.F_GETFD), Int(0)).Ignore(unix.EBADF)
 	p.IfOK(first, func() {
@@ -46,7 +56,7 @@ func (c *Child) Follow(regs *Registers, r Rebirth) error {
 	}
 	l := first.owner
 	l.fork.RLock()
-	second, err := l.newProcess(regs.Fd(r.pid), pidfd)
+	second, err := l.adopt(pidfd)
 	l.fork.RUnlock()
 	if err != nil {
 		unix.Close(pidfd)
@@ -59,4 +69,34 @@ func (c *Child) Follow(regs *Registers, r Rebirth) error {
 	}
 	<-first.Done()
 	return first.Close()
+}
+
+// adopt takes ownership of the pidfd of a process that must be a new child of
+// ours; who says so may lie. The caller holds l.fork for reading.
+func (l *Launcher) adopt(pidfd int) (*Process, error) {
+	info, err := os.ReadFile("/proc/self/fdinfo/" + strconv.Itoa(pidfd))
+	if err != nil {
+		return nil, fmt.Errorf("find the second child of a launch: %w", err)
+	}
+	pid := pidOf(info)
+	l.mu.Lock()
+	known := l.children[pid] != nil
+	l.mu.Unlock()
+	// Waiting works for children only (waitid(2), P_PIDFD).
+	if _, err := sys.Waitid(unix.P_PIDFD, pidfd, unix.WEXITED|unix.WNOHANG|unix.WNOWAIT); err != nil || pid <= 0 || known {
+		return nil, fmt.Errorf("the second child of a launch is no new child of ours: %w", unix.ECHILD)
+	}
+	return l.newProcess(pid, pidfd)
+}
+
+// pidOf finds the process id in the fdinfo of a pidfd (proc_pid_fdinfo(5)), 0
+// if there is none.
+func pidOf(info []byte) int {
+	for line := range bytes.Lines(info) {
+		if text, ok := bytes.CutPrefix(line, []byte("Pid:")); ok {
+			pid, _ := strconv.Atoi(string(bytes.TrimSpace(text)))
+			return max(pid, 0)
+		}
+	}
+	return 0
 }

@@ -57,6 +57,16 @@ func (p *Program) Join(flags uint64) Reg {
 	return r
 }
 
+// JoinLate is Join for a process that is to be born into the container's pid
+// namespace later (Finish.BornLate): until then it is where nothing in the
+// container sees it.
+func (p *Program) JoinLate(flags uint64) Reg {
+	r := p.Input("container")
+	p.Step("join the container's namespaces")
+	p.Call(unix.SYS_SETNS, r.Arg(), Int(flags))
+	return r
+}
+
 // JoinFile enters one namespace by an fd of its file, bound to the returned input.
 func (p *Program) JoinFile(name string, flag uint64) Reg {
 	r := p.Input(name)
@@ -101,8 +111,9 @@ func (p *Program) LoopbackUp() {
 // 0-2 and the controlling terminal, and, for a container's init, /dev/console.
 // The master's number is in the returned register at the next gate. It runs
 // inside the container's root; nothing it opens can be a link or another file
-// system planted by the image (CVE-2025-52565).
-func (p *Program) SetupTerminal(uid uint32, console bool) Reg {
+// system planted by the image (CVE-2025-52565). With late it does not become the
+// controlling terminal yet: that is for the process that is born late.
+func (p *Program) SetupTerminal(uid uint32, console, late bool) Reg {
 	master, slave, dir := p.NewReg("ptmx"), p.NewReg("tty"), p.tmp()
 	p.Step("allocate a terminal on /dev/pts")
 	p.openDir("/dev/pts", dir)
@@ -118,11 +129,18 @@ func (p *Program) SetupTerminal(uid uint32, console bool) Reg {
 		p.Call(unix.SYS_DUP3, slave.Arg(), Int(i), Int(0))
 	}
 	p.Call(unix.SYS_FCHOWN, Int(0), Int(uid), Int(uint32(math.MaxUint32)))
-	p.Call(unix.SYS_IOCTL, Int(0), Int(unix.TIOCSCTTY), Int(0))
+	if !late {
+		p.controlTerminal()
+	}
 	if console {
 		p.mountConsole(slave, dir)
 	}
 	return master
+}
+
+// controlTerminal makes stdin the controlling terminal of a session leader.
+func (p *Program) controlTerminal() {
+	p.Call(unix.SYS_IOCTL, Int(0), Int(unix.TIOCSCTTY), Int(0))
 }
 
 // mountConsole binds the slave over /dev/console, all by fd.

@@ -22,6 +22,7 @@ var signatures = [...]syscallSig{
 	{unix.SYS_CAPSET, "capset", "pp"},
 	{unix.SYS_CHDIR, "chdir", "s"},
 	{unix.SYS_CHROOT, "chroot", "s"},
+	{unix.SYS_CLONE, "clone", "Npppp"},
 	{unix.SYS_CLONE3, "clone3", "cd"},
 	{unix.SYS_CLOSE, "close", "f"},
 	{unix.SYS_CLOSE_RANGE, "close_range", "ddd"},

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -79,6 +80,7 @@ func (a *assembly) mount(ctx context.Context, m Mount, target string) error {
 	if err != nil {
 		return err
 	}
+	o.place = a.place
 	err = o.mountOn(a.launcher, target)
 	release() // the mount holds what it uses
 	if err != nil {
@@ -88,17 +90,55 @@ func (a *assembly) mount(ctx context.Context, m Mount, target string) error {
 	return nil
 }
 
+// place has f work on a mount point in the bundle that is none of its links: the
+// bundle is as hostile as what is in it, its own path is the host's. What f is
+// given leads there whatever becomes of the path.
+func (a *assembly) place(target string, f func(target string) error) error {
+	return a.inBundle(target, func(bundle int, rel string) error {
+		fd, err := openat2(bundle, rel, unix.O_PATH|unix.O_DIRECTORY, unix.RESOLVE_BENEATH|unix.RESOLVE_NO_SYMLINKS)
+		if err != nil {
+			return fmt.Errorf("open mount point %s: %w", target, err)
+		}
+		defer unix.Close(fd)
+		return f("/proc/self/fd/" + strconv.Itoa(fd))
+	})
+}
+
+// inBundle opens the bundle for work on what is below it.
+func (a *assembly) inBundle(target string, f func(bundle int, rel string) error) error {
+	rel, err := filepath.Rel(a.bundle, target)
+	if err != nil {
+		return err
+	}
+	bundle, err := unix.Open(a.bundle, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("open bundle %s: %w", a.bundle, err)
+	}
+	defer unix.Close(bundle)
+	return f(bundle, rel)
+}
+
 // makeTarget makes the directories of a mount point inside the bundle.
 func (a *assembly) makeTarget(target string) error {
-	for _, dir := range []string{filepath.Dir(target), target} {
-		switch err := os.Mkdir(dir, 0o711); {
-		case err == nil:
-			a.dirs = append(a.dirs, dir)
-		case !errors.Is(err, os.ErrExist):
-			return err
+	return a.inBundle(target, func(bundle int, rel string) error {
+		var done []string
+		for _, name := range strings.Split(rel, "/") {
+			parent, err := openat2(bundle, path.Join(append([]string{"."}, done...)...), unix.O_PATH|unix.O_DIRECTORY, unix.RESOLVE_BENEATH|unix.RESOLVE_NO_SYMLINKS)
+			if err != nil {
+				return fmt.Errorf("make mount point %s: %w", target, err)
+			}
+			err = unix.Mkdirat(parent, name, 0o711)
+			unix.Close(parent)
+			done = append(done, name)
+			switch {
+			case err == nil:
+				a.dirs = append(a.dirs, filepath.Join(append([]string{a.bundle}, done...)...))
+			case err != unix.EEXIST:
+				return fmt.Errorf("make mount point %s: %w", target, err)
+			}
 		}
-	}
-	return nil
+		return nil
+	})
 }
 
 // undo unmounts and removes in reverse. What it could not take back stays

@@ -15,6 +15,7 @@ import (
 
 // mountCall is a rootfs mount as mount(2) wants it.
 type mountCall struct {
+	place              func(target string, f func(on string) error) error // finds the target without links; nil: by its path
 	fstype, source     string
 	flags, propagation uintptr
 	data               []string
@@ -146,7 +147,13 @@ func (c *mountCall) mountOn(l *nsexec.Launcher, target string) error {
 }
 
 func (c *mountCall) mountWith(target string) error {
-	if err := c.mountFirst(target); err != nil {
+	at := func(f func(on string) error) error { // what is mounted, once something is
+		if c.place == nil {
+			return f(target)
+		}
+		return c.place(target, f)
+	}
+	if err := at(c.mountFirst); err != nil {
 		if err == unix.ENODEV {
 			err = sys.Unsupportedf("the kernel has no file system %q (is its module loaded?): %w", c.fstype, err)
 		}
@@ -154,13 +161,13 @@ func (c *mountCall) mountWith(target string) error {
 	}
 	var err error
 	if rest := c.flags &^ (unix.MS_BIND | unix.MS_REC); c.flags&unix.MS_BIND != 0 && rest != 0 {
-		err = unix.Mount("", target, "", c.flags&^unix.MS_REC|unix.MS_REMOUNT, "")
+		err = at(func(on string) error { return unix.Mount("", on, "", c.flags&^unix.MS_REC|unix.MS_REMOUNT, "") })
 	}
 	if err == nil && c.propagation != 0 {
-		err = unix.Mount("", target, "", c.propagation, "")
+		err = at(func(on string) error { return unix.Mount("", on, "", c.propagation, "") })
 	}
 	if err != nil {
-		return errors.Join(c.describe(target, err), unix.Unmount(target, unix.MNT_DETACH))
+		return errors.Join(c.describe(target, err), at(func(on string) error { return unix.Unmount(on, unix.MNT_DETACH) }))
 	}
 	return nil
 }
@@ -169,7 +176,7 @@ func (c *mountCall) mountFirst(target string) error {
 	data := strings.Join(c.data, ",")
 	switch {
 	case c.tree != nil:
-		return unix.MoveMount(int(c.tree.Fd()), "", unix.AT_FDCWD, target, unix.MOVE_MOUNT_F_EMPTY_PATH)
+		return unix.MoveMount(int(c.tree.Fd()), "", unix.AT_FDCWD, target, unix.MOVE_MOUNT_F_EMPTY_PATH|unix.MOVE_MOUNT_T_SYMLINKS)
 	case len(data) < pageSize:
 		return unix.Mount(c.source, target, c.fstype, c.flags, data)
 	case c.fstype == "overlay":

@@ -74,7 +74,7 @@ func (b box) run(t testing.TB, spec *specs.Spec) (string, error) {
 	gate := func(name string, do Attend) { attend[p.Gate(name)] = do }
 	b.compile(p, spec, gate)
 	if b.terminal {
-		p.SetupTerminal(0, true)
+		p.SetupTerminal(0, true, false)
 	}
 	last := p.Finish(nsexec.Finish{Process: &specs.Process{Cwd: "/", Args: []string{"/bin/sh", "-c", b.script}, Env: []string{"PATH=/bin"}}, Gate: "start"}).Gate
 	if os.Getenv("PRINT_PLAN") != "" {

@@ -124,7 +124,7 @@ func (c *mountCall) mountLayers(target string) error {
 		return err
 	}
 	defer unix.Close(mnt)
-	return unix.MoveMount(mnt, "", unix.AT_FDCWD, target, unix.MOVE_MOUNT_F_EMPTY_PATH)
+	return unix.MoveMount(mnt, "", unix.AT_FDCWD, target, unix.MOVE_MOUNT_F_EMPTY_PATH|unix.MOVE_MOUNT_T_SYMLINKS)
 }
 
 func (c *mountCall) configure(fs int) error {

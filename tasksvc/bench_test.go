@@ -18,7 +18,7 @@ func BenchmarkCompile(b *testing.B) {
 	require.NoError(b, err)
 	cache := new(seccomp.Cache)
 	for b.Loop() {
-		pl, err := compileInit(spec, ns, compileOptions{id: "c", bundle: "/b", newRing: true, seccomp: cache})
+		pl, err := compileInit(spec, ns, compileOptions{id: "c", bundle: "/b", keyring: "_ses.c", seccomp: cache})
 		if err != nil {
 			b.Fatal(err)
 		}

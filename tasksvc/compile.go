@@ -25,11 +25,13 @@ type plan struct {
 	files    map[nsexec.Reg]uint64 // inputs that are namespace files, by clone flag
 	procs    nsexec.Reg            // input for cgroup.procs: the child is born outside its cgroup
 	gates    map[nsexec.GateID]attend
-	last     nsexec.GateID // the gate before the user's program
-	gated    bool          // there is one
-	behind   attend        // what is to be done at one more gate behind it; nil: there is none
-	home     bool          // HOME is to be looked up at the last gate
-	outside  *outside      // what the parent sets at the last gate
+	last     nsexec.GateID   // the gate before the user's program
+	gated    bool            // there is one
+	behind   attend          // what is to be done at one more gate behind it; nil: there is none
+	home     bool            // HOME is to be looked up at the last gate
+	outside  *outside        // what the parent sets at the last gate
+	late     *nsexec.Rebirth // of an exec that is born late, see tracers
+	traced   bool            // made for a container whose processes may trace
 	warnings []string
 }
 
@@ -60,6 +62,7 @@ const (
 	gateListener = "seccomp listener"
 	gateTerminal = "terminal"
 	gateLimits   = "limits"
+	gateBorn     = "born"
 	gateStart    = "start"
 )
 
@@ -68,8 +71,8 @@ type compileOptions struct {
 	id        string
 	bundle    string
 	cgroup    string // absolute path of the container's directory
-	newRing   bool   // join a new session keyring
 	network   bool   // a new network namespace is ready, with lo up
+	keyring   string // name of a new session keyring to join, "" to keep the daemon's
 	seccomp   *seccomp.Cache
 	launcher  *nsexec.Launcher                      // will run it; nil for a plan to look at
 	oomAdjust int                                   // the daemon's own oom_score_adj, which a workload must not inherit
@@ -80,6 +83,7 @@ type compileOptions struct {
 	hooks     attend                                // runs the hooks that belong before pivot_root
 	path      string                                // program to run instead of the first argument
 	listener  func(p *nsexec.Process, fd int) error // takes the seccomp listener that p has as fd
+	traced    bool                                  // processes of a container may trace others
 }
 
 // compileInit turns a config into the launch of the container's first process.
@@ -141,7 +145,7 @@ func compileInit(spec *specs.Spec, ns namespaces, o compileOptions) (*plan, erro
 	}
 	if spec.Process.Terminal {
 		pl.terminal = true
-		pl.tty = p.SetupTerminal(spec.Process.User.UID, true)
+		pl.tty = p.SetupTerminal(spec.Process.User.UID, true, false)
 	}
 	if pl.home = nsexec.NeedsHome(spec.Process.Env); pl.home {
 		o.home = defaultHome
@@ -165,14 +169,19 @@ func compileExec(proc *specs.Process, linux *specs.Linux, join uint64, o compile
 		pl.setAffinity(a)
 	}
 	pl.setLabels(proc)
-	pidfd := p.Join(join)
 	userNS, gate := join&unix.CLONE_NEWUSER != 0, ""
+	var pidfd nsexec.Reg
+	if o.late(join) {
+		pidfd, gate, pl.late = p.JoinLate(join), gateBorn, new(nsexec.Rebirth)
+	} else {
+		pidfd = p.Join(join)
+	}
 	if userNS {
 		p.BecomeRoot()
 	}
 	if proc.Terminal {
 		pl.terminal, gate = true, gateTerminal
-		pl.tty = p.SetupTerminal(proc.User.UID, false)
+		pl.tty = p.SetupTerminal(proc.User.UID, false, pl.late != nil)
 	}
 	pl.finish(proc, linux, gate, userNS, o)
 	checked, err := pl.checked()
@@ -204,7 +213,7 @@ func (pl *plan) checked() (*plan, error) {
 // name or if the parent has something to do there.
 func (pl *plan) finish(proc *specs.Process, linux *specs.Linux, gate string, userNS bool, o compileOptions) {
 	p := pl.program
-	f := nsexec.Finish{Process: proc, Path: o.path, Grantable: o.launcher.Capabilities(), Home: o.home}
+	f := nsexec.Finish{Process: proc, Path: o.path, Grantable: o.launcher.Capabilities(), Home: o.home, Keyring: o.keyring}
 	var err error
 	if f.Limits, err = nsexec.ParseLimits(proc); err != nil {
 		p.Fail(err)
@@ -224,9 +233,6 @@ func (pl *plan) finish(proc *specs.Process, linux *specs.Linux, gate string, use
 	if linux.MemoryPolicy != nil {
 		p.SetMemoryPolicy(linux.MemoryPolicy)
 	}
-	if o.newRing {
-		f.Keyring = "_ses." + o.id
-	}
 	listener := attend(nil)
 	if linux.Seccomp != nil {
 		s, notify, warnings, err := compileSeccomp(o.seccomp, linux.Seccomp)
@@ -245,9 +251,15 @@ func (pl *plan) finish(proc *specs.Process, linux *specs.Linux, gate string, use
 	if gate == "" && (pl.outside != nil || f.Seccomp != nil && f.Seccomp.Listener != nil) {
 		gate = gateLimits
 	}
-	f.Gate, pl.gated = gate, gate != ""
+	f.Gate, pl.gated, f.BornLate = gate, gate != "", pl.late != nil
 	done := p.Finish(f)
 	pl.last = done.Gate
+	if f.BornLate {
+		*pl.late = done.Born
+	}
+	if pl.traced = o.traced; o.traced {
+		p.NotReused()
+	}
 	if proc.NoNewPrivileges { // then the filter is loaded behind the last gate
 		pl.behind = listener
 	}

@@ -3,6 +3,7 @@ package tasksvc
 import (
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	eventsapi "github.com/containerd/containerd/api/events"
@@ -43,6 +44,8 @@ type container struct {
 	execs map[string]*process
 	exits exitCoordinator
 	ooms  uint64 // kills already published
+
+	reads atomic.Int32 // of files on what the container has mounted, under way
 
 	updating  sync.Mutex            // held during an update; guards resources
 	resources *specs.LinuxResources // the limits in force

@@ -53,6 +53,7 @@ func (s *Service) create(ctx context.Context, c *container, r *taskv3.CreateTask
 	if err != nil {
 		return err
 	}
+	ns.dropGuests()
 	c.join = ns.all()
 	if err := makeEtcFiles(c.bundle, c.spec, &back); err != nil {
 		return err
@@ -61,6 +62,9 @@ func (s *Service) create(ctx context.Context, c *container, r *taskv3.CreateTask
 		return err
 	}
 	if err := s.makeCgroup(c, &back); err != nil {
+		return err
+	}
+	if err := c.delegateCgroup(ns); err != nil {
 		return err
 	}
 	if err := c.makeRdt(&back); err != nil {
@@ -81,7 +85,7 @@ func (s *Service) create(ctx context.Context, c *container, r *taskv3.CreateTask
 		defer network.Close() // of nil, too
 	}
 	pl, err := compileInit(&spec, ns, compileOptions{
-		id: c.id, bundle: c.bundle, cgroup: filepath.Join(s.cfg.CgroupMount, c.cgroup.Path()), newRing: !o.noKeyring, seccomp: &s.seccomp, launcher: s.cfg.Launcher, oomAdjust: s.oomAdjust,
+		id: c.id, bundle: c.bundle, cgroup: filepath.Join(s.cfg.CgroupMount, c.cgroup.Path()), keyring: o.keyring(c.id), traced: c.mayTrace(c.spec.Process), seccomp: &s.seccomp, launcher: s.cfg.Launcher, oomAdjust: s.oomAdjust,
 		tasks: c.rdt.taskFiles(), files: len(given.files()), network: network != nil, listener: c.takeListener,
 		hooks: func(child *nsexec.Child, _ *nsexec.Registers) error { return c.createHooks(ctx, child.Process) },
 	})

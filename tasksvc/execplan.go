@@ -35,8 +35,9 @@ func (p *process) compile(ctx context.Context, given *handover) (x execPlan) {
 	c := p.container
 	o := c.execOptions()
 	o.files = len(given.files())
+	o.traced = c.mayTrace(p.spec)
 	if nsexec.NeedsHome(p.spec.Env) {
-		if o.home, x.err = homeOf(ctx, c.init.handle, p.spec.User.UID); x.err != nil {
+		if o.home, x.err = c.homeOf(ctx, c.init.handle, p.spec.User.UID); x.err != nil {
 			return x
 		}
 	}
@@ -56,7 +57,12 @@ func (p *process) takePlan(ctx context.Context, given *handover) execPlan {
 	if planned == nil {
 		return p.compile(ctx, given)
 	}
-	return <-planned
+	x := <-planned
+	if x.err == nil && !x.plan.traced && p.container.mayTrace(p.spec) { // since then
+		x.plan.program.Close()
+		return p.compile(ctx, given)
+	}
+	return x
 }
 
 // dropPlan releases the plan of an exec that was never started.

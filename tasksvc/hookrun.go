@@ -111,7 +111,7 @@ func (c *container) launchHook(ctx context.Context, l *hookLaunch, state specs.S
 	hook := child.Process
 	stop := context.AfterFunc(ctx, func() { _ = hook.Signal(unix.SIGKILL) })
 	defer stop()
-	err = l.plan.run(child, func(*nsexec.Registers) error {
+	err = l.plan.run(child, nil, func(*nsexec.Registers) error {
 		io.closeChild()
 		return nil
 	})

@@ -46,7 +46,7 @@ func (s *Service) launchInit(ctx context.Context, c *container, p *process, pl *
 		return err
 	}
 	if pl.home {
-		home, err := homeOf(ctx, p.handle, p.spec.User.UID)
+		home, err := c.homeOf(ctx, p.handle, p.spec.User.UID)
 		if err == nil {
 			err = pl.program.SetHome(home)
 		}
@@ -78,13 +78,15 @@ func (pl *plan) attendGates(child *nsexec.Child) (*nsexec.Registers, error) {
 }
 
 // run takes a launched child that has no start gate to its program. ready is
-// called when it stands at its last gate, or at once if there is none.
-func (pl *plan) run(child *nsexec.Child, ready func(*nsexec.Registers) error) error {
-	var regs *nsexec.Registers
+// called when it stands at its last gate, or at once if there is none; regs are
+// not nil if it stands there already.
+func (pl *plan) run(child *nsexec.Child, regs *nsexec.Registers, ready func(*nsexec.Registers) error) error {
 	if pl.gated {
-		var err error
-		if regs, err = pl.attendGates(child); err != nil {
-			return err
+		if regs == nil {
+			var err error
+			if regs, err = pl.attendGates(child); err != nil {
+				return err
+			}
 		}
 		if err := pl.outside.apply(child.Process); err != nil {
 			return err

@@ -57,6 +57,29 @@ func parseNamespaces(list []specs.LinuxNamespace) (namespaces, error) {
 	return n, nil
 }
 
+// procNamespaces are the names of the namespaces in /proc/PID/ns (namespaces(7)).
+var procNamespaces = map[uint64]string{
+	unix.CLONE_NEWPID: "pid", unix.CLONE_NEWNET: "net", unix.CLONE_NEWNS: "mnt", unix.CLONE_NEWIPC: "ipc",
+	unix.CLONE_NEWUTS: "uts", unix.CLONE_NEWUSER: "user", unix.CLONE_NEWCGROUP: "cgroup", unix.CLONE_NEWTIME: "time",
+}
+
+// dropGuests takes out paths that lead to the guest's own namespaces: to join
+// one is to have none, and what a container may do in a namespace that is not
+// the guest's (sysctls, names) it must not do in that one (CVE-2022-0811).
+func (n namespaces) dropGuests() {
+	for flag, path := range n.byPath {
+		if st, err := os.Stat(path); err == nil && isGuests(flag, st) {
+			delete(n.byPath, flag)
+		}
+	}
+}
+
+// isGuests reports whether a namespace's file is that of the daemon's own.
+func isGuests(flag uint64, st os.FileInfo) bool {
+	own, err := os.Stat("/proc/self/ns/" + procNamespaces[flag])
+	return err == nil && os.SameFile(own, st)
+}
+
 // mixed reports whether there is a user namespace and namespaces joined by path.
 func (n namespaces) mixed() bool { return len(n.byPath) > 0 && n.all()&unix.CLONE_NEWUSER != 0 }
 
@@ -162,6 +185,10 @@ func openNamespace(flag uint64, path string) (*os.File, error) {
 	if err != nil || uint64(kind) != flag {
 		f.Close()
 		return nil, sys.Invalidf("join %s namespace: %s is not one", nsName(flag), path)
+	}
+	if st, err := f.Stat(); err != nil || isGuests(flag, st) { // dropGuests has seen another
+		f.Close()
+		return nil, sys.Invalidf("join %s namespace: %s has become the guest's own", nsName(flag), path)
 	}
 	return f, nil
 }

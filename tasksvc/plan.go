@@ -14,7 +14,7 @@ func Plan(bundle string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	pl, err := compileInit(spec, ns, compileOptions{id: "ID", bundle: bundle, cgroup: "/sys/fs/cgroup/vminit/default/ID", newRing: true, seccomp: new(seccomp.Cache)})
+	pl, err := compileInit(spec, ns, compileOptions{id: "ID", bundle: bundle, cgroup: "/sys/fs/cgroup/vminit/default/ID", keyring: "_ses.ID", seccomp: new(seccomp.Cache)})
 	if err != nil {
 		return "", err
 	}

@@ -139,18 +139,20 @@ func TestExecPlans(t *testing.T) {
 		edit  func(*specs.Process)
 		linux specs.Linux
 		tasks []string
+		late  bool
 	}{
 		"default":  {join: all, edit: func(*specs.Process) {}},
 		"process":  {join: all, edit: busyProcess, linux: specs.Linux{Personality: &specs.LinuxPersonality{Domain: specs.PerLinux}}},
 		"userns":   {join: all | unix.CLONE_NEWUSER, edit: busyProcess},
 		"resctrl":  {join: all, edit: func(*specs.Process) {}, tasks: []string{"/sys/fs/resctrl/gold/tasks"}},
 		"terminal": {join: all, edit: func(p *specs.Process) { p.Terminal, p.User.UID = true, 1000 }},
+		"late":     {join: all, edit: func(p *specs.Process) { p.Terminal = true }, late: true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			proc := plainSpec().Process
 			proc.Env = nil
 			x.edit(proc)
-			pl, _, err := compileExec(proc, &x.linux, x.join, compileOptions{id: "ID", seccomp: new(seccomp.Cache), home: "/root", tasks: x.tasks})
+			pl, _, err := compileExec(proc, &x.linux, x.join, compileOptions{id: "ID", seccomp: new(seccomp.Cache), home: "/root", tasks: x.tasks, traced: x.late})
 			require.NoError(t, err)
 			defer pl.program.Close()
 			golden(t, "exec-"+name+".golden", pl.program.String())

@@ -18,6 +18,7 @@ import (
 	"os"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"vminit/cgroup2"
@@ -52,6 +53,7 @@ type Service struct {
 	seccomp   seccomp.Cache
 	network   nsexec.SpareNetwork
 	refill    *time.Timer // fills network
+	tracers   atomic.Bool // some container's processes may trace others, see mayTrace
 
 	mu         sync.Mutex // guards containers, stopping
 	containers map[containerKey]*container

@@ -82,7 +82,7 @@ func compileJSON(data []byte) (*plan, error) {
 	if err != nil {
 		return nil, err
 	}
-	return compileInit(spec, ns, compileOptions{id: "id", bundle: "/bundle", cgroup: "/cgroup", newRing: true, seccomp: new(seccomp.Cache)})
+	return compileInit(spec, ns, compileOptions{id: "id", bundle: "/bundle", cgroup: "/cgroup", keyring: "_ses.id", seccomp: new(seccomp.Cache)})
 }
 
 // Parts for other platforms, and what only cgroup v1 has, are ignored, and said.

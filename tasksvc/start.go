@@ -157,23 +157,19 @@ func (c *container) launchExec(ctx context.Context, p *process) (err error) {
 	back.add(io.close)
 	bindStdio(pl, io)
 	pl.program.Bind(x.container, init.Pidfd())
-	pidns := -1
-	if c.join&unix.CLONE_NEWPID != 0 {
-		pidns = init.Pidfd()
-	}
-	cgroup := int(c.cgroup.Dir().Fd())
-	if pl.procs != 0 { // it moves there by itself
-		procs, err := unix.Openat(cgroup, "cgroup.procs", unix.O_WRONLY|unix.O_CLOEXEC, 0)
-		if err != nil {
-			return fmt.Errorf("open the container's cgroup.procs: %w", err)
-		}
-		defer unix.Close(procs)
-		pl.program.Bind(pl.procs, procs)
-		cgroup = -1
-	}
-	child, err := c.svc.cfg.Launcher.Start(nsexec.Launch{Program: pl.program, Cgroup: cgroup, PIDNS: pidns})
+	child, err := c.cloneExec(pl, init)
 	if err != nil {
 		return err
+	}
+	var regs *nsexec.Registers
+	if pl.late != nil { // the process is another from here on
+		if regs, err = pl.attendGates(child); err == nil {
+			err = child.Follow(regs, *pl.late)
+		}
+		if err != nil {
+			reapFailed(child)
+			return err
+		}
 	}
 	back.add(func() { endFailed(child) })
 	c.mu.Lock()
@@ -185,7 +181,7 @@ func (c *container) launchExec(ctx context.Context, p *process) (err error) {
 	for _, w := range pl.warnings {
 		c.svc.log.Warn(w, "process", p.name())
 	}
-	if err := pl.run(child, func(regs *nsexec.Registers) error { return p.connect(pl, regs) }); err != nil {
+	if err := pl.run(child, regs, func(regs *nsexec.Registers) error { return p.connect(pl, regs) }); err != nil {
 		return err
 	}
 	if given != nil {
@@ -194,10 +190,39 @@ func (c *container) launchExec(ctx context.Context, p *process) (err error) {
 	return nil
 }
 
+// cloneExec makes the exec's process in the container's cgroup, or, where that
+// takes no processes because the container has made others below it, in init's.
+func (c *container) cloneExec(pl *plan, init *nsexec.Process) (*nsexec.Child, error) {
+	launch := nsexec.Launch{Program: pl.program, Cgroup: int(c.cgroup.Dir().Fd()), PIDNS: -1}
+	if c.join&unix.CLONE_NEWPID != 0 && pl.late == nil {
+		launch.PIDNS = init.Pidfd()
+	}
+	if pl.procs != 0 { // it moves there by itself
+		procs, err := c.openProcs()
+		if err != nil {
+			return nil, err
+		}
+		defer procs.Close()
+		pl.program.Bind(pl.procs, int(procs.Fd()))
+		launch.Cgroup = -1
+	}
+	child, err := c.svc.cfg.Launcher.Start(launch)
+	if launch.Cgroup < 0 || !errors.Is(err, unix.EBUSY) && !errors.Is(err, unix.EOPNOTSUPP) {
+		return child, err
+	}
+	dir, below := c.initsCgroup()
+	if below != nil {
+		return nil, errors.Join(err, below)
+	}
+	defer dir.Close()
+	launch.Cgroup = int(dir.Fd())
+	return c.svc.cfg.Launcher.Start(launch)
+}
+
 // execOptions are those that all processes have which join the container.
 func (c *container) execOptions() compileOptions {
 	return compileOptions{
-		id: c.id, newRing: true, seccomp: &c.svc.seccomp, launcher: c.svc.cfg.Launcher, oomAdjust: c.svc.oomAdjust, tasks: c.rdt.taskFiles(), listener: c.takeListener,
+		id: c.id, keyring: newKeyring(c.id), seccomp: &c.svc.seccomp, launcher: c.svc.cfg.Launcher, oomAdjust: c.svc.oomAdjust, tasks: c.rdt.taskFiles(), listener: c.takeListener,
 	}
 }
 

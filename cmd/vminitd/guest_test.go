@@ -276,7 +276,7 @@ func useDisk() error {
 	if err := unix.Mount("/dev/vda", dir, "ext4", 0, ""); err != nil {
 		return err
 	}
-	straggler := exec.Command("/proc/self/exe")
+	straggler := exec.Command("/init") // not /proc/self/exe: see boot.MakeRootPivotable
 	straggler.Env = []string{childEnv + "=sleep"}
 	straggler.Dir = dir
 	if err := straggler.Start(); err != nil {

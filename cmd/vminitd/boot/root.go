@@ -52,10 +52,16 @@ func rootHasNoParent(mounts []*mountinfo.Info) bool {
 	return none
 }
 
-// coverRoot mounts a clone of "/" over "/" and moves the process into it. The
-// mount below is made read-only, because whoever reveals it (umount of the
-// cover, with CAP_SYS_ADMIN over this mount namespace) should not be able to
-// change the files the guest was started from.
+// coverRoot mounts a clone of "/" over "/" and moves the process into it.
+//
+// The mount below is the one this program was loaded from, and so the one that
+// /proc/PID/exe leads to in a container's first process until it has executed
+// the container's program. Nobody has another use for it, so nothing is executed
+// from it any more, nor written through it: a program called /proc/self/exe, or
+// a script whose interpreter is, does not run the daemon inside the container
+// and does not get a descriptor that could overwrite it (CVE-2019-5736; Linux
+// 6.11 and 6.12 let running programs be written to, so "text file busy" is no
+// defence).
 func coverRoot() error {
 	below, err := unix.Open("/", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -75,6 +81,9 @@ func coverRoot() error {
 	}
 	if err := unix.Chroot("."); err != nil {
 		return fmt.Errorf("chroot to the new root: %w", err)
+	}
+	if err := unix.MountSetattr(below, "", unix.AT_EMPTY_PATH, &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_NOEXEC}); err != nil {
+		return fmt.Errorf("have nothing executed from the covered root: %w", err)
 	}
 	attr := &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY}
 	if err := unix.MountSetattr(below, "", unix.AT_EMPTY_PATH, attr); err != nil && !errors.Is(err, unix.EBUSY) {

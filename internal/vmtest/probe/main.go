@@ -74,10 +74,17 @@ func commands() []command {
 				"and \"stuck\" when somebody waits for it. TERM unmounts it and ends it.", runFuse},
 		{"vsock-copy", "PORT BYTES",
 			"Listen on a vsock port; to each that connects send what \"burst BYTES\" writes.", runVsockCopy},
+		{"canary", "DIR", "Print what no container may change of a guest whose root is at DIR and whose /proc is ours.", runCanary},
+		{"swap", "[-for DURATION] A B",
+			"Print \"swapping\", then exchange two names as fast as can be. Prints {\"swaps\":N}.", runSwap},
+		{"stalk", "[-stop|-files]",
+			"Print \"stalking\", then until SIGTERM trace every process that others put into this pid namespace,\n" +
+				"or stop it, or open its files in /proc. Prints what came of it.", runStalk},
+		{"keyring", "NAME [WORD]", "Join or make a session keyring by name, let everybody in, keep WORD in it, stay.", runKeyring},
 		{"try", "ATTEMPT...",
 			"Attempt forbidden things and print how each went, as {\"mount\":\"EPERM\",...} with\n" +
 				"\"ok\" for success. \"try list\" lists them. Also: open:PATH, openw:PATH, mkdir:PATH,\n" +
-				"unlink:PATH, socket:FAMILY,TYPE, and nr:N[,ARG...] for any syscall by number.", runTry},
+				"unlink:PATH, socket:FAMILY,TYPE, vsock:CID,PORT, and nr:N[,ARG...] for any syscall by number.", runTry},
 	}
 }
 

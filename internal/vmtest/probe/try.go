@@ -94,7 +94,11 @@ func attempts() []attempt {
 		{"keyctl", func() error { _, err := unix.KeyctlGetKeyringID(unix.KEY_SPEC_SESSION_KEYRING, false); return err }},
 		{"personality", raw(unix.SYS_PERSONALITY, 0xffffffff)},
 		{"mlock", func() error { return unix.Mlock(make([]byte, 4096)) }},
+		{"find-key", findKey},
 		// Devices and sockets
+		{"tiocsti", func() error { return terminalControl(unix.TIOCSTI, "\x04") }},
+		{"tioclinux", func() error { return terminalControl(unix.TIOCLINUX, "\x02") }},
+		{"tioccons", func() error { return terminalControl(unix.TIOCCONS, "\x00") }},
 		{"open-kmsg", opens("/dev/kmsg", unix.O_RDONLY)},
 		{"open-mem", opens("/dev/mem", unix.O_RDONLY)},
 		{"open-fuse", opens("/dev/fuse", unix.O_RDWR)},
@@ -155,11 +159,13 @@ func find(table []attempt, w string) func() error {
 		return func() error { return unix.Mkdir(arg, 0o755) }
 	case "unlink":
 		return func() error { return os.Remove(arg) }
-	case "socket", "nr":
+	case "socket", "nr", "vsock":
 		n := numbers(arg)
 		switch {
 		case n == nil:
 			return nil
+		case kind == "vsock" && len(n) == 2:
+			return func() error { return connectVsock(uint32(n[0]), uint32(n[1])) }
 		case kind == "nr" && len(n) <= 7:
 			return raw(n[0], n[1:]...)
 		case kind == "socket" && len(n) == 2:
