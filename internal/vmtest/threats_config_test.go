@@ -9,7 +9,6 @@ import (
 	"github.com/stretchr/testify/require"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
-
 )
 
 // CRI-O CVE-2022-0811 and its kin. That a namespace is joined by path says
@@ -82,4 +81,3 @@ func TestThreatIDs(t *testing.T) {
 		g.end(t, c)
 	})
 }
-

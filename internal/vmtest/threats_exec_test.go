@@ -12,7 +12,6 @@ import (
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"github.com/stretchr/testify/require"
-
 )
 
 // CVE-2016-9962: a container goes after the processes that are put into it
@@ -209,4 +208,3 @@ func TestThreatPath(t *testing.T) {
 		g.end(t, p)
 	})
 }
-
