@@ -132,7 +132,7 @@ func TestExec(t *testing.T) {
 	require.ErrorIs(t, err, sys.ErrState)
 	_, err = h.Start(h.ctx(), &taskv3.StartRequest{ID: "c1"})
 	require.NoError(t, err)
-	out, code := h.exec("c1", "e1", "pwd; hostname; cat /proc/1/comm; exit 3", false)
+	out, code := h.exec("c1", "e1", `pwd; hostname; until [ "$(cat /proc/1/comm)" = sleep ]; do :; done; cat /proc/1/comm; exit 3`, false)
 	require.Equal(t, "/tmp\nbox\nsleep\n", out)
 	require.Equal(t, uint32(3), code)
 	out, code = h.exec("c1", "e2", "sleep 0.3; tty; stty size", true)
