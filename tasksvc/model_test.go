@@ -69,6 +69,9 @@ func TestModel(t *testing.T) {
 		},
 	}
 	want := int64(soak(100_000, 10_000))
+	if os.Getenv("VMINIT_RUNG") == "vm" { // where another test makes them over the wire
+		want = 1000
+	}
 	for name, value := range map[string]int{"rapid.steps": modelSteps, "rapid.checks": soak(100, 10)} {
 		f := flag.Lookup(name)
 		if f.Value.String() != f.DefValue {
