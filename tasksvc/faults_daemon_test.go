@@ -237,6 +237,9 @@ func (d *faultsDaemon) holdings() holdings {
 	for stack := range strings.SplitSeq(string(buf[:runtime.Stack(buf, true)]), "\n\n") {
 		_, birth, _ := strings.Cut(stack, "created by ")
 		birth, _, _ = strings.Cut(birth, " in goroutine")
+		if birth, _, _ = strings.Cut(birth, "\n"); birth == "vminit/nsexec.newNetwork" || birth == "time.goFunc" {
+			continue // a network namespace is being made for the next container
+		}
 		h["goroutine of "+birth]++
 	}
 	mounts, err := os.ReadFile("/proc/self/mountinfo")
