@@ -9,6 +9,7 @@ import (
 	"time"
 
 	taskv3 "github.com/containerd/containerd/api/runtime/task/v3"
+	"github.com/containerd/ttrpc"
 	"github.com/spf13/cobra"
 	"google.golang.org/protobuf/types/known/emptypb"
 
@@ -109,8 +110,8 @@ func (g *globals) stopDaemon(ctx context.Context, now bool) error {
 	if r.Total > 0 && !now {
 		return sys.Mark(sys.ErrState, fmt.Errorf("it has %d containers: delete them, or use --now", r.Total))
 	}
-	_ = guest.lock.Close() // it is to have its place for itself
-	if _, err := guest.task.Shutdown(ctx, &taskv3.ShutdownRequest{Now: now}); err != nil {
+	_ = guest.lock.Close()                                                                                                     // it is to have its place for itself
+	if _, err := guest.task.Shutdown(ctx, &taskv3.ShutdownRequest{Now: now}); err != nil && !errors.Is(err, ttrpc.ErrClosed) { // its end may overtake its answer
 		return err
 	}
 	for {
