@@ -82,6 +82,7 @@ type compileOptions struct {
 	affinity  *specs.CPUAffinity                    // of an exec that has none of its own
 	hooks     attend                                // runs the hooks that belong before pivot_root
 	path      string                                // program to run instead of the first argument
+	connect   []nsexec.Connection                   // with networks of the guest
 	listener  func(p *nsexec.Process, fd int) error // takes the seccomp listener that p has as fd
 	traced    bool                                  // processes of a container may trace others
 }
@@ -125,6 +126,13 @@ func compileInit(spec *specs.Spec, ns namespaces, o compileOptions) (*plan, erro
 	if len(linux.NetDevices) > 0 {
 		var socket nsexec.Reg
 		socket = p.RouteSocket(func() { pl.gate(gateNetwork, moveNetDevices(linux.NetDevices, &socket)) })
+	}
+	if len(o.connect) > 0 {
+		if err := checkConnections(o.connect, own); err != nil {
+			p.Fail(err)
+		}
+		var socket nsexec.Reg
+		socket = p.RouteSocket(func() { pl.gate(gateNetwork, connectNetworks(o.connect, &socket)) })
 	}
 	p.SetHostname(spec.Hostname, spec.Domainname)
 	fs.Build()

@@ -84,9 +84,13 @@ func (s *Service) create(ctx context.Context, c *container, r *taskv3.CreateTask
 		network = s.network.Take()
 		defer network.Close() // of nil, too
 	}
+	connections, err := loadNWConfig(c.bundle)
+	if err != nil {
+		return err
+	}
 	pl, err := compileInit(&spec, ns, compileOptions{
 		id: c.id, bundle: c.bundle, cgroup: filepath.Join(s.cfg.CgroupMount, c.cgroup.Path()), keyring: o.keyring(c.id), traced: c.mayTrace(c.spec.Process), seccomp: &s.seccomp, launcher: s.cfg.Launcher, oomAdjust: s.oomAdjust,
-		tasks: c.rdt.taskFiles(), files: len(given.files()), network: network != nil, listener: c.takeListener,
+		tasks: c.rdt.taskFiles(), files: len(given.files()), network: network != nil, listener: c.takeListener, connect: connections,
 		hooks: func(child *nsexec.Child, _ *nsexec.Registers) error { return c.createHooks(ctx, child.Process) },
 	})
 	if err != nil {

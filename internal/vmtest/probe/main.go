@@ -53,7 +53,7 @@ func commands() []command {
 			"Write BYTES of a known pattern (package pattern) to stdout, then exit at once.", runBurst},
 		{"sum", "", "Read stdin to its end, print {\"bytes\":N,\"sha256\":\"...\"}.", runSum},
 		{"echo", "[WORD...]", "Print the words, or without any copy stdin to stdout until it ends.", runEcho},
-		{"ask", "SOCKET", "Connect to a unix socket, send it stdin and print what comes back.", runAsk},
+		{"ask", "SOCKET", "Connect to a unix socket or tcp://HOST:PORT, send it stdin and print what comes back.", runAsk},
 		{"write", "[-append] FILE [TEXT]", "Write TEXT, or stdin, to FILE. Prints {\"bytes\":N} or {\"errno\":\"EROFS\"}.", runWrite},
 		{"spin", "[-threads N] [DURATION]", "Use the CPU, forever without DURATION, with N threads (1).", runSpin},
 		{"forkbomb", "[-hold DURATION] N",
