@@ -29,8 +29,10 @@ func TestBundleRemove(t *testing.T) {
 	deep := rootfs + strings.Repeat("/d", 200)
 	require.NoError(t, os.MkdirAll(deep, 0o755))
 	require.NoError(t, unix.Mkfifo(deep+"/fifo", 0o644))
-	require.NoError(t, os.Mkdir(rootfs+"/locked", 0))
-	for i := range 1500 {
+	if os.Getuid() == 0 { // as the daemon is
+		require.NoError(t, os.Mkdir(rootfs+"/locked", 0))
+	}
+	for i := range 600 {
 		require.NoError(t, os.WriteFile(fmt.Sprintf("%s/f%d", rootfs, i), nil, 0))
 	}
 
