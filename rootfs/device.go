@@ -2,56 +2,27 @@ package rootfs
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"vminit/internal/sys"
 )
 
-const (
-	deviceTimeout = 10 * time.Second       // how long a device may take to be plugged in
-	deviceLook    = 250 * time.Millisecond // how often to look without an event: links are made by others, after it
-)
+// deviceTimeout is how long a device may take to be plugged in.
+const deviceTimeout = 10 * time.Second
 
-// waitForDevice waits until a device node exists. It listens to the kernel's
-// uevents (netlink(7), NETLINK_KOBJECT_UEVENT) and looks after subscribing, so
-// that nothing is missed.
+// waitForDevice waits until a device node, or a link to one, exists. It listens
+// to the events of the kernel and of who makes the links, and never polls.
 func waitForDevice(ctx context.Context, path string) error {
-	if present(path) {
-		return nil
-	}
 	ctx, cancel := context.WithTimeoutCause(ctx, deviceTimeout, fmt.Errorf("it did not appear within %s: %w", deviceTimeout, context.DeadlineExceeded))
 	defer cancel()
-	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, unix.NETLINK_KOBJECT_UEVENT)
-	if err != nil {
-		return fmt.Errorf("listen for uevents: %w", err)
+	if err := sys.AwaitDevice(ctx, func() bool { return present(path) }); err != nil {
+		return fmt.Errorf("wait for device %s: %w", path, err)
 	}
-	events := os.NewFile(uintptr(fd), "uevents")
-	defer events.Close()
-	if err := unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK, Groups: 1}); err != nil {
-		return fmt.Errorf("listen for uevents: %w", err)
-	}
-	stop := context.AfterFunc(ctx, func() { events.Close() })
-	defer stop()
-	buf := make([]byte, 8192)
-	for {
-		if present(path) {
-			return nil
-		}
-		err := events.SetReadDeadline(time.Now().Add(deviceLook))
-		if err == nil {
-			_, err = events.Read(buf)
-		}
-		switch {
-		case ctx.Err() != nil:
-			return fmt.Errorf("wait for device %s: %w", path, context.Cause(ctx))
-		case err == nil, errors.Is(err, unix.ENOBUFS), errors.Is(err, os.ErrDeadlineExceeded): // or events were lost: look again
-		default:
-			return fmt.Errorf("wait for device %s: %w", path, err)
-		}
-	}
+	return nil
 }
 
 // present reports whether there is a device behind the path: the node of one

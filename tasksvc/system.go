@@ -96,12 +96,22 @@ func (s *System) switchDevice(ctx context.Context, class string, id uint32, valu
 	}
 	state := map[string]string{"0": "offline", "1": "online"}[value]
 	if string(bytes.TrimSpace(now)) == value {
+		if class == "memory" && value == "1" && s.autoOnline() {
+			return &emptypb.Empty{}, nil // the kernel was told at boot to do what the host asks for
+		}
 		return nil, sys.Mark(sys.ErrState, fmt.Errorf("%s is %s already", name, state))
 	}
 	if err := writeExisting(online, value); err != nil {
 		return nil, sys.Mark(sys.ErrState, fmt.Errorf("the kernel refuses to set %s %s: %w", name, state, err))
 	}
 	return &emptypb.Empty{}, nil
+}
+
+// autoOnline reports whether memory goes online as it is plugged in
+// (Documentation/ABI/testing/sysfs-devices-memory).
+func (s *System) autoOnline() bool {
+	policy, err := os.ReadFile(filepath.Join(s.sysfs, "devices/system/memory/auto_online_blocks"))
+	return err == nil && bytes.HasPrefix(policy, []byte("online"))
 }
 
 // writeExisting writes value to a sysfs file in one write(2), the unit in which
@@ -122,16 +132,8 @@ func writeExisting(path, value string) error {
 func waitForPath(ctx context.Context, path string) {
 	ctx, cancel := context.WithTimeout(ctx, appearTimeout)
 	defer cancel()
-	tick := time.NewTicker(10 * time.Millisecond)
-	defer tick.Stop()
-	for {
-		if _, err := os.Stat(path); err == nil {
-			return
-		}
-		select {
-		case <-ctx.Done():
-			return
-		case <-tick.C:
-		}
-	}
+	_ = sys.AwaitDevice(ctx, func() bool { // the caller looks for itself
+		_, err := os.Stat(path)
+		return err == nil
+	})
 }

@@ -117,11 +117,13 @@ func TestSystemKernelRefuses(t *testing.T) {
 
 // TestSystemHotplug: a CPU that appears shortly after the call is found.
 func TestSystemHotplug(t *testing.T) {
+	requireRoot(t)
 	root := fakeSysfs(t, map[string]string{"new/online": "0\n"})
 	go func() {
 		time.Sleep(50 * time.Millisecond)
 		os.MkdirAll(filepath.Join(root, "devices/system/cpu"), 0o755)
 		os.Rename(filepath.Join(root, "devices/system/new"), filepath.Join(root, "devices/system/cpu/cpu4"))
+		os.WriteFile("/sys/class/mem/null/uevent", []byte("change"), 0) // the kernel tells everybody
 	}()
 	_, err := NewSystem("v", root).OnlineCPU(context.Background(), &systemapi.OnlineCPURequest{CpuId: 4})
 	require.NoError(t, err)

@@ -30,8 +30,8 @@ func commandLine(c Config, w wiring) []string {
 		"-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny",
 		"-machine", w.arch.machine + ",memory-backend=mem",
 		"-object", "memory-backend-memfd,id=mem,share=on,size=" + memory,
-		"-m", memory,
-		"-smp", strconv.Itoa(c.CPUs),
+		"-m", memory + hotplug(c.MaxMemoryMiB > c.MemoryMiB, ",slots=%d,maxmem=%dM", memorySlots, c.MaxMemoryMiB),
+		"-smp", strconv.Itoa(c.CPUs) + hotplug(c.MaxCPUs > c.CPUs, ",maxcpus=%d", c.MaxCPUs),
 	}
 	if c.Accel.Name == KVM {
 		args = append(args, "-accel", "kvm", "-cpu", "host")
@@ -63,6 +63,17 @@ func commandLine(c Config, w wiring) []string {
 		args = append(args, "-device", fmt.Sprintf("pcie-root-port,id=%s,chassis=%d,slot=%d", slotName(i), i+1, i+1))
 	}
 	return args
+}
+
+// memorySlots is how many memory modules can be plugged in.
+const memorySlots = 16
+
+// hotplug is what lets something be plugged in, if wanted.
+func hotplug(wanted bool, format string, args ...any) string {
+	if !wanted {
+		return ""
+	}
+	return fmt.Sprintf(format, args...)
 }
 
 // kernelCommandLine is what the guest's kernel gets. panic=-1 makes a panic an

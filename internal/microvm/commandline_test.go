@@ -36,6 +36,7 @@ func TestCommandLine(t *testing.T) {
 	large.Name, large.Accel.Name, large.CPUs, large.MemoryMiB = "a,b", KVM, 4, 2048
 	large.Params, large.Flags = []string{"ip=dhcp"}, []string{"-debug"}
 	large.HotplugSlots = 2
+	large.MaxCPUs, large.MaxMemoryMiB = 8, 4096
 	large.Disks = []Disk{
 		{File: os.Stdin, ReadOnly: true, Serial: "root"},
 		{Path: "/data/with,comma \"and quote\".ext4"},

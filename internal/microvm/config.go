@@ -33,9 +33,13 @@ type Config struct {
 	// Params go to the kernel beside those every guest gets, Flags to vminitd.
 	Params, Flags []string
 
-	CPUs      int   // 0 means 1
-	MemoryMiB int   // 0 means 512
-	Accel     Accel // the zero value means whatever ChooseAccel("") says
+	CPUs      int // 0 means 1
+	MemoryMiB int // 0 means 512
+	// MaxCPUs and MaxMemoryMiB are how far CPUs and memory can be plugged in
+	// while it runs; 0 means not at all.
+	MaxCPUs, MaxMemoryMiB int
+
+	Accel Accel // the zero value means whatever ChooseAccel("") says
 
 	// Disks become /dev/vda, /dev/vdb and so on, in this order.
 	Disks []Disk
@@ -123,6 +127,10 @@ func (c Config) check() error {
 	switch {
 	case c.CPUs < 1 || c.CPUs > 255:
 		return sys.Invalidf("%d CPUs: want 1 to 255", c.CPUs)
+	case c.MaxCPUs != 0 && (c.MaxCPUs < c.CPUs || c.MaxCPUs > 255):
+		return sys.Invalidf("at most %d CPUs: want 255 at most and no less than the %d there are", c.MaxCPUs, c.CPUs)
+	case c.MaxMemoryMiB != 0 && c.MaxMemoryMiB < c.MemoryMiB:
+		return sys.Invalidf("memory of at most %d MiB: less than the %d there are", c.MaxMemoryMiB, c.MemoryMiB)
 	case c.MemoryMiB < 64:
 		return sys.Invalidf("memory of %d MiB: a guest needs at least 64", c.MemoryMiB)
 	case c.Kernel == "" || c.Initrd == "":

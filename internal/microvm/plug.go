@@ -33,7 +33,7 @@ func plugName(slot int) string { return "plug" + strconv.Itoa(slot) }
 // returns hold only while nobody else plugs. Until Release, or the end of this
 // process, nobody can: QEMU's monitor talks to one client at a time.
 func (in *Instance) Plug(ctx context.Context, files []*os.File) (p *Plugged, err error) {
-	qmp, err := in.monitor(ctx, nil)
+	qmp, err := in.Monitor(ctx, nil)
 	if err != nil {
 		return nil, err
 	}
@@ -64,8 +64,9 @@ func (in *Instance) Plug(ctx context.Context, files []*os.File) (p *Plugged, err
 	return p, nil
 }
 
-// monitor connects to QEMU, and waits until others have done with it.
-func (in *Instance) monitor(ctx context.Context, onEvent func(Event)) (*QMP, error) {
+// Monitor connects to QEMU, and waits until others have done with it. onEvent
+// may be nil; see newQMP. Close it soon: nobody else can plug anything meanwhile.
+func (in *Instance) Monitor(ctx context.Context, onEvent func(Event)) (*QMP, error) {
 	var d net.Dialer
 	conn, err := d.DialContext(ctx, "unix", filepath.Join(in.Dir, qmpSock))
 	if err != nil {
@@ -166,7 +167,7 @@ func (p *Plugged) Unplug(ctx context.Context) (err error) {
 		return nil
 	}
 	gone := make(chan string, 2*maxDisks)
-	qmp, err := p.in.monitor(ctx, func(e Event) {
+	qmp, err := p.in.Monitor(ctx, func(e Event) {
 		var data struct{ Device string }
 		if e.Name == "DEVICE_DELETED" && json.Unmarshal(e.Data, &data) == nil && data.Device != "" {
 			select {
