@@ -4,13 +4,15 @@ import (
 	"context"
 	"errors"
 	"time"
-
-	"golang.org/x/sys/unix"
 )
 
-// Stop refuses new containers and ends those there are: a SIGTERM to every
-// init, and, when half of the time until ctx's deadline has passed, a SIGKILL
-// to everything. It returns when all exits are published.
+// killTime is what Stop keeps of its time for the kernel to kill what is left.
+const killTime = 2 * time.Second
+
+// Stop refuses new containers and ends those there are: its stop signal to every
+// init, paused ones are resumed for it, and killTime before ctx's deadline (or
+// after half of the time, if that is later) a SIGKILL to everything. It returns
+// when all exits are published.
 func (s *Service) Stop(ctx context.Context) error {
 	s.mu.Lock()
 	s.stopping = true
@@ -26,12 +28,18 @@ func (s *Service) Stop(ctx context.Context) error {
 
 	grace := 5 * time.Second
 	if deadline, ok := ctx.Deadline(); ok {
-		grace = time.Until(deadline) / 2
+		left := time.Until(deadline)
+		grace = max(left-killTime, left/2)
 	}
 	polite, cancel := context.WithTimeout(ctx, grace)
 	defer cancel()
 	for _, c := range all {
-		_ = c.init.handle.Signal(unix.SIGTERM) // ended already is fine
+		_ = c.init.handle.Signal(stopSignal(c.spec.Annotations)) // ended already is fine
+	}
+	// A frozen process gets the signal with the thaw. Where nothing is frozen
+	// this returns at once; what cannot be thawed will be killed.
+	for _, c := range all {
+		_ = c.cgroup.Thaw(polite)
 	}
 	for _, c := range all {
 		_, _ = c.init.awaitExit(polite)

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"strings"
 	"sync/atomic"
 	"time"
 )
@@ -14,8 +15,10 @@ import (
 const (
 	consoleQueue  = 256 // lines waiting to be written
 	consoleLine   = 4096
-	consoleBurst  = 200 // lines written at once
-	consolePerSec = 50  // lines a second after that
+	consoleJSON   = 16 << 10 // of a line of JSON, which cannot be cut
+	consoleString = 1200     // of a string in it; escapes make it longer
+	consoleBurst  = 200      // lines written at once
+	consolePerSec = 50       // lines a second after that
 )
 
 // console is an io.Writer for log lines that never blocks. A serial console is
@@ -27,6 +30,7 @@ type console struct {
 	lines   chan consoleLineOrMark
 	dropped atomic.Int64
 	limited bool
+	json    bool // lines are JSON objects
 }
 
 // consoleLineOrMark is a line to write or, with line nil, a place in the queue
@@ -38,25 +42,48 @@ type consoleLineOrMark struct {
 
 // newConsole starts the writing goroutine, which lives as long as the process.
 // A console that is not limited drops lines only when its queue is full.
-func newConsole(out io.Writer, limited bool) *console {
-	c := &console{out: out, lines: make(chan consoleLineOrMark, consoleQueue), limited: limited}
+func newConsole(out io.Writer, limited, json bool) *console {
+	c := &console{out: out, lines: make(chan consoleLineOrMark, consoleQueue), limited: limited, json: json}
 	go c.run()
 	return c
 }
 
-// logger returns the daemon's logger: text lines, from info upwards or, in
-// debug mode, all of them.
+// logger returns the daemon's logger: lines of text or of JSON, from info upwards
+// or, in debug mode, all of them.
 func (c *console) logger(debug bool) *slog.Logger {
 	level := slog.LevelInfo
 	if debug {
 		level = slog.LevelDebug
 	}
+	if c.json {
+		return slog.New(slog.NewJSONHandler(c, &slog.HandlerOptions{Level: level, ReplaceAttr: shorten}))
+	}
 	return slog.New(slog.NewTextHandler(c, &slog.HandlerOptions{Level: level}))
+}
+
+// shorten bounds long strings: half a line of JSON is none.
+func shorten(_ []string, a slog.Attr) slog.Attr {
+	s := a.Value.String()
+	if err, ok := a.Value.Any().(error); ok {
+		s = err.Error()
+	}
+	if len(s) > consoleString {
+		a.Value = slog.StringValue(strings.ToValidUTF8(s[:consoleString], "") + "...")
+	}
+	return a
 }
 
 // Write queues a copy of p and always claims success.
 func (c *console) Write(p []byte) (int, error) {
-	line := bytes.Clone(p[:min(len(p), consoleLine)])
+	longest := consoleLine
+	if c.json {
+		longest = consoleJSON
+	}
+	if c.json && len(p) > longest {
+		c.dropped.Add(1)
+		return len(p), nil
+	}
+	line := bytes.Clone(p[:min(len(p), longest)])
 	if len(line) < len(p) {
 		line[len(line)-1] = '\n'
 	}
@@ -102,7 +129,11 @@ func (c *console) run() {
 
 func (c *console) reportDropped() {
 	if n := c.dropped.Swap(0); n > 0 {
-		fmt.Fprintf(c.out, "vminitd: %d log lines dropped\n", n)
+		form := "vminitd: %d log lines dropped\n"
+		if c.json {
+			form = `{"level":"WARN","msg":"log lines dropped","lines":%d}` + "\n"
+		}
+		fmt.Fprintf(c.out, form, n)
 	}
 }
 

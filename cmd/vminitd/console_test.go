@@ -3,6 +3,8 @@ package main
 import (
 	"bytes"
 	"context"
+	"encoding/json"
+	"errors"
 	"strings"
 	"sync"
 	"testing"
@@ -27,7 +29,7 @@ func (s *stuck) Write(p []byte) (int, error) {
 
 func TestConsoleNeverBlocks(t *testing.T) {
 	out := &stuck{letGo: make(chan struct{})}
-	c := newConsole(out, false)
+	c := newConsole(out, false, false)
 	log := c.logger(true)
 	for range 3 * consoleQueue {
 		log.Info("line")
@@ -47,7 +49,7 @@ func TestConsoleNeverBlocks(t *testing.T) {
 func TestConsoleLimits(t *testing.T) {
 	out := &stuck{letGo: make(chan struct{})}
 	close(out.letGo)
-	c := newConsole(out, true)
+	c := newConsole(out, true, false)
 	for range 20 { // flushed in between, so that only the rate drops lines
 		for range 50 {
 			_, _ = c.Write([]byte("line\n"))
@@ -64,7 +66,7 @@ func TestConsoleLimits(t *testing.T) {
 func TestConsoleCutsLongLines(t *testing.T) {
 	out := &stuck{letGo: make(chan struct{})}
 	close(out.letGo)
-	c := newConsole(out, false)
+	c := newConsole(out, false, false)
 	_, err := c.Write(bytes.Repeat([]byte("x"), 2*consoleLine))
 	require.NoError(t, err)
 	require.NoError(t, c.Flush(t.Context()))
@@ -82,4 +84,29 @@ func TestBucketRefills(t *testing.T) {
 	require.True(t, b.take(now.Add(time.Second)))
 	b.take(now.Add(time.Hour))
 	require.LessOrEqual(t, b.tokens, float64(consoleBurst))
+}
+
+// TestConsoleJSON: every line is an object, also those that are too long and the
+// one that tells of lines dropped.
+func TestConsoleJSON(t *testing.T) {
+	out := new(bytes.Buffer)
+	c := newConsole(out, true, true)
+	log := c.logger(false)
+	log.Error("broken", "err", errors.New(strings.Repeat("\"\x01ä", 3000)), "stack", strings.Repeat("x\n", 5000))
+	for range consoleBurst + 10 {
+		log.Info("again")
+	}
+	require.NoError(t, c.Flush(t.Context()))
+	var lines []map[string]any
+	for line := range strings.Lines(out.String()) {
+		m := map[string]any{}
+		require.NoError(t, json.Unmarshal([]byte(line), &m), line)
+		lines = append(lines, m)
+	}
+	require.Equal(t, "broken", lines[0]["msg"])
+	require.Equal(t, "ERROR", lines[0]["level"])
+	require.Less(t, len(lines), consoleBurst+9)
+	last := lines[len(lines)-1]
+	require.Equal(t, "log lines dropped", last["msg"])
+	require.NotZero(t, last["lines"])
 }

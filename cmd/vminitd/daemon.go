@@ -5,10 +5,14 @@ import (
 	"log/slog"
 	"os"
 	"runtime/debug"
+	"sync/atomic"
 	"time"
 
 	"vminit/cmd/vminitd/boot"
+	"vminit/cmd/vminitd/clock"
+	"vminit/cmd/vminitd/devices"
 	"vminit/cmd/vminitd/power"
+	"vminit/tasksvc"
 )
 
 // daemon is what both ways of running share. Its fields are set by newDaemon.
@@ -22,7 +26,8 @@ type daemon struct {
 	// when boot is over.
 	settled, completed chan struct{}
 
-	idleLock int // once the daemon has its place for itself, see local.go
+	idleLock int                          // once the daemon has its place for itself, see local.go
+	clock    atomic.Pointer[clock.Keeper] // nil without a clock to go by
 }
 
 // newDaemon reads the arguments and starts the log and the watching of signals.
@@ -32,7 +37,7 @@ func newDaemon(args []string) *daemon {
 	if opts.outsideVM() && opts.EventsForward == "" {
 		opts.forwardToContainerd(os.Getenv("TTRPC_ADDRESS"))
 	}
-	con := newConsole(os.Stderr, !opts.Debug)
+	con := newConsole(os.Stderr, !opts.Debug, opts.LogFormat == logJSON)
 	d := &daemon{
 		opts:      opts,
 		con:       con,
@@ -82,6 +87,53 @@ func (d *daemon) powerOffOnPanic() {
 	if v := recover(); v != nil {
 		d.die("panic", fmt.Errorf("%v\n%s", v, debug.Stack()))
 	}
+}
+
+// keepDiskLinks makes the links to disks, now and whenever a disk comes or goes.
+func (d *daemon) keepDiskLinks() error {
+	disks := &devices.Disks{Sysfs: "/sys", Dev: "/dev", Log: d.log, NewGeneration: func() {
+		if k := d.clock.Load(); k != nil {
+			k.Wake()
+		}
+	}}
+	if err := disks.Start(); err != nil {
+		return err
+	}
+	d.keep("disk links", disks.Run)
+	return nil
+}
+
+// keepClock keeps the clock with the host's.
+func (d *daemon) keepClock() error {
+	k, err := clock.Start(d.log)
+	if k == nil || err != nil {
+		return err
+	}
+	d.clock.Store(k)
+	d.keep("clock", k.Run)
+	return nil
+}
+
+// watchButton asks for the end when the power button is pressed.
+func (d *daemon) watchButton() error {
+	b, err := power.WatchButton()
+	if b == nil || err != nil {
+		return err
+	}
+	d.keep("power button", func() error {
+		return b.Run(func() { d.end.request(power.Off, "the power button was pressed") })
+	})
+	return nil
+}
+
+// keep runs fn in the background for as long as the guest lives. A panic in it
+// is logged and ends fn alone.
+func (d *daemon) keep(name string, fn func() error) {
+	inBackground(func() {
+		if err := tasksvc.Guard(d.log, name, fn); err != nil {
+			d.log.Error(name+" has ended", "error", err)
+		}
+	})
 }
 
 // inBackground runs fn and returns a channel that is closed when it is done.

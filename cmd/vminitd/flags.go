@@ -28,6 +28,14 @@ const (
 	rpcDial   rpcMode = "dial"   // the guest connects to the host, once
 )
 
+// logFormat is how the log is written to the console.
+type logFormat string
+
+const (
+	logText logFormat = "text" // key=value
+	logJSON logFormat = "json" // an object a line
+)
+
 // options is what the command line and the -config file ask for.
 type options struct {
 	RPCPort    uint32
@@ -51,6 +59,8 @@ type options struct {
 	ReadyFD  int // told when the daemon serves, or why not; 0 is none
 
 	Networks   []netup.Interface
+	LogFormat  logFormat
+	StopGrace  uint32 // seconds that containers have between their stop signal and SIGKILL
 	Debug      bool
 	DebugShell bool // reserved
 }
@@ -63,7 +73,14 @@ func defaultOptions() options {
 		StreamID:   streamIDu32,
 		RPC:        rpcListen,
 		CgroupTree: cgroupTree,
+		LogFormat:  logText,
+		StopGrace:  5,
 	}
+}
+
+// stopTimeout is how long ending all containers may take, killing included.
+func (o options) stopTimeout() time.Duration {
+	return time.Duration(o.StopGrace)*time.Second + 2*time.Second
 }
 
 // flagSpec is one flag: set stores a value, isBool allows it to be left out.
@@ -107,6 +124,8 @@ func flagSpecs() map[string]flagSpec {
 		"stream-id":         {set: setStreamID},
 		"rpc":               {set: setRPC},
 		"network":           {set: addNetwork},
+		"log-format":        {set: setLogFormat},
+		"stop-timeout":      number(func(o *options) *uint32 { return &o.StopGrace }, parseGrace),
 		"listen":            {set: func(o *options, v string) error { return setUnix(&o.Listen, v) }},
 		"stream-listen":     {set: func(o *options, v string) error { return setUnix(&o.StreamListen, v) }},
 		"events-forward":    {set: setEventsForward},
@@ -232,6 +251,24 @@ func setStreamID(o *options, v string) error {
 		return nil
 	}
 	return sys.Invalidf("want u32 or string")
+}
+
+func setLogFormat(o *options, v string) error {
+	switch f := logFormat(v); f {
+	case logText, logJSON:
+		o.LogFormat = f
+		return nil
+	}
+	return sys.Invalidf("want text or json")
+}
+
+// parseGrace accepts up to an hour.
+func parseGrace(v string) (uint32, error) {
+	n, err := strconv.ParseUint(v, 10, 32)
+	if err != nil || n > 3600 {
+		return 0, sys.Invalidf("not a number of seconds up to 3600")
+	}
+	return uint32(n), nil
 }
 
 func setRPC(o *options, v string) error {

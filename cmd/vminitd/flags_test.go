@@ -31,6 +31,8 @@ func TestParseFlags(t *testing.T) {
 		{args: "-vsock-cid -1", want: with(func(o *options) { o.CID = math.MaxUint32 })},
 		{args: "tsi_hijack -debug", want: with(func(o *options) { o.Debug = true })},
 		{args: "-stream-id=string -rpc dial", want: with(func(o *options) { o.StreamID, o.RPC = streamIDString, rpcDial })},
+		{args: "-log-format json -stop-timeout=60", want: with(func(o *options) { o.LogFormat, o.StopGrace = logJSON, 60 })},
+		{args: "-log-format=xml -stop-timeout 3601 -stop-timeout=-1", want: defaultOptions(), warnings: 3},
 		{args: "-dev -dump-info -debug-shell", want: with(func(o *options) { o.DebugShell = true })},
 		{args: "-listen unix:///run/a.sock -stream-listen=unix:///run/b.sock -events-forward /run/c.sock",
 			want: with(func(o *options) {

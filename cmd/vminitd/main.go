@@ -92,6 +92,7 @@ func (d *daemon) settle(r *boot.Runner, mounted []*mountinfo.Info) (cmdline []bo
 		r.Optional("load late modules", func() error { return boot.LoadModules(r, boot.ModuleListLate) })
 	})
 	boot.MountRest(r, mounted)
+	r.Optional("disk links", d.keepDiskLinks)
 	r.Optional("expedite RCU", boot.ExpediteRCU)
 	r.Optional("cgroups", boot.SetupCgroups)
 	r.Optional("device links", boot.DevLinks)
@@ -119,6 +120,7 @@ func (d *daemon) complete(r *boot.Runner, cmdline []boot.Param, plan netup.Plan)
 	})
 	r.Optional("loopback", netup.Loopback)
 	r.Optional("ctrl-alt-del", power.CatchCtrlAltDel)
+	r.Optional("power button", d.watchButton)
 	r.Optional("features file", writeFeatures)
 	var credentials boot.Credentials
 	r.Optional("credentials", func() (err error) {
@@ -132,6 +134,7 @@ func (d *daemon) complete(r *boot.Runner, cmdline []boot.Param, plan netup.Plan)
 	defer cancel()
 	network.Each(ctx, r.Optional)
 	<-modules
+	r.Optional("clock", d.keepClock)
 }
 
 // hostnameFromLease returns what to do with a host name that comes by DHCP: it
@@ -153,7 +156,7 @@ func (d *daemon) powerOff(req endRequest, s *services) {
 	err := power.Down(power.Plan{
 		Action: req.action,
 		Hooks: []power.Hook{
-			{Name: "stop serving", Timeout: 5 * time.Second, Run: s.stop},
+			{Name: "stop serving", Timeout: d.opts.stopTimeout(), Run: s.stop},
 			{Name: "drain", Timeout: 5 * time.Second, Run: s.drain},
 		},
 		Log:   d.log,

@@ -35,7 +35,7 @@ func (d *daemon) runOutsideVM() int {
 	}
 	req := <-d.end.asked
 	d.log.Info("shutting down", "reason", req.reason)
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), d.opts.stopTimeout()+5*time.Second)
 	defer cancel()
 	for _, hook := range []func(context.Context) error{s.stop, s.drain} {
 		if err := hook(ctx); err != nil {

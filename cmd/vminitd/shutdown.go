@@ -33,9 +33,14 @@ func (e *ending) request(action power.Action, reason string) {
 	}
 }
 
+const sigPowerOff, sigReboot = unix.Signal(34 + 4), unix.Signal(34 + 5) // signal(7): SIGRTMIN is 34
+
 // watchSignals asks for the end when a signal says so, for as long as the
 // process lives. The other signals it catches are dropped, not ignored: SIG_IGN
 // would be inherited by every workload.
+//
+// SIGRTMIN+4 and SIGRTMIN+5 are what systemd takes for power off and reboot; a
+// kernel with ACPI_TINY_POWER_BUTTON sends the former for the power button.
 //
 // SIGHUP and SIGPIPE must not end a daemon whose starter has gone. SIGQUIT and
 // SIGABRT make the Go runtime exit, which in PID 1 panics the kernel, and the
@@ -44,7 +49,7 @@ func (e *ending) request(action power.Action, reason string) {
 // SIGQUIT logs the goroutines when debugging and does nothing otherwise.
 func watchSignals(e *ending, log *slog.Logger, o options) {
 	signals := make(chan os.Signal, 8)
-	signal.Notify(signals, unix.SIGTERM, unix.SIGINT, unix.SIGPWR, unix.SIGHUP, unix.SIGPIPE)
+	signal.Notify(signals, unix.SIGTERM, unix.SIGINT, unix.SIGPWR, unix.SIGHUP, unix.SIGPIPE, sigPowerOff, sigReboot)
 	if !o.outsideVM() {
 		signal.Notify(signals, unix.SIGQUIT, unix.SIGABRT)
 	}
@@ -53,6 +58,10 @@ func watchSignals(e *ending, log *slog.Logger, o options) {
 			switch s {
 			case unix.SIGTERM, unix.SIGINT, unix.SIGPWR:
 				e.request(power.Off, "signal "+s.String())
+			case sigPowerOff:
+				e.request(power.Off, "signal SIGRTMIN+4")
+			case sigReboot:
+				e.request(power.Restart, "signal SIGRTMIN+5")
 			case unix.SIGQUIT:
 				if o.Debug {
 					logStacks(log)

@@ -28,6 +28,8 @@ understood is logged and left out.
   -ready-fd N              write a byte here when serving, or the reason why not
   -network SPEC            mac=M[,addr=CIDR][,addr=CIDR] or mac=M,dhcp=true; repeatable
   -config FILE             JSON: vsock_context_id rpc_port stream_port debug; flags win
+  -log-format FORMAT       text or json (text)
+  -stop-timeout SECONDS    from a container's stop signal to SIGKILL, at the end (5)
   -debug                   log everything
   -debug-shell             reserved
   -dev                     accepted for other hosts' sake, without effect

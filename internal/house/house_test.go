@@ -22,11 +22,13 @@ var mayImport = map[string][]string{
 	"rootfs":         {"internal/sys", "nsexec"},
 	"tasksvc":        {"api/...", "internal/sys", "cgroup2", "vsockstream", "nsexec", "nsexec/seccomp", "rootfs"},
 
-	"cmd/vminitd":       {"internal/sys", "cmd/vminitd/...", "cgroup2", "vsockstream", "nsexec", "rootfs", "tasksvc"},
-	"cmd/vminitd/boot":  {"internal/sys"},
-	"cmd/vminitd/netup": {"internal/sys", "cmd/vminitd/boot"},
-	"cmd/vminitd/power": {"internal/sys", "cmd/vminitd/boot"},
-	"cmd/vminitctl/...": {"..."},
+	"cmd/vminitd":         {"internal/sys", "cmd/vminitd/...", "cgroup2", "vsockstream", "nsexec", "rootfs", "tasksvc"},
+	"cmd/vminitd/boot":    {"internal/sys"},
+	"cmd/vminitd/clock":   {"internal/sys"},
+	"cmd/vminitd/devices": {"internal/sys"},
+	"cmd/vminitd/netup":   {"internal/sys", "cmd/vminitd/boot"},
+	"cmd/vminitd/power":   {"internal/sys", "cmd/vminitd/boot"},
+	"cmd/vminitctl/...":   {"..."},
 
 	"internal/kcheck":     {"internal/sys", "nsexec"}, // the daemon must not import it
 	"internal/vhostvsock": {"internal/sys"},

@@ -27,12 +27,13 @@ func DefaultLateModules() []string {
 
 // DefaultRestModules are what else a container may need. They are loaded last:
 // the network first, because the guest waits for it, then what feeds the
-// kernel's random numbers.
+// kernel's random numbers; last the host's power button, memory and clock.
 func DefaultRestModules() []string {
 	return []string{
 		"virtio_net", "virtio_rng?", "qemu_fw_cfg?",
 		"virtiofs?", "9p?", "9pnet_virtio?", "fuse?", "loop?",
 		"virtio_console?", "vsock_loopback?",
+		"button?", "virtio_mem?", "ptp_kvm?",
 	}
 }
 

@@ -35,7 +35,7 @@ const maxModuleList = 1 << 20
 // LoadModules loads the modules of a list file in its order, those that do not
 // need each other at the same time where there are several CPUs. A missing list
 // means that there is nothing to do. A module that is loaded already, or built
-// in, is fine; one that fails is reported and the rest still loaded. Each module
+// in, or finds nothing to drive, is fine; one that fails is reported and the rest still loaded. Each module
 // is an entry of the timeline.
 //
 // The list that serving waits for is loaded one by one: the vsock transport is a
@@ -179,7 +179,8 @@ func (m module) load() error {
 		flags = unix.MODULE_INIT_COMPRESSED_FILE
 	}
 	err = unix.FinitModule(fd, m.Params, flags)
-	if err != nil && !errors.Is(err, unix.EEXIST) {
+	// ENODEV, EOPNOTSUPP: the module is for something that this machine has not.
+	if err != nil && !errors.Is(err, unix.EEXIST) && !errors.Is(err, unix.ENODEV) && !errors.Is(err, unix.EOPNOTSUPP) {
 		return fmt.Errorf("load module %s: %w", m.Path, err)
 	}
 	return nil

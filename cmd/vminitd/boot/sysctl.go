@@ -31,6 +31,9 @@ func Sysctls(cmdline []Param) []Sysctl {
 		{Path: "/proc/sys/kernel/unprivileged_bpf_disabled", Value: "2", When: []string{"0"}},
 		// Pids come round late, so that a stale one seldom names a stranger.
 		{Path: "/proc/sys/kernel/pid_max", Value: "4194304", When: []string{"32768"}},
+		// Memory that the host plugs in is for use: without this every host would
+		// have to call OnlineMemory for every block of it.
+		{Path: "/sys/devices/system/memory/auto_online_blocks", Value: "online", When: []string{"offline"}},
 		// Large programs need it and no container can set it for itself.
 		{Path: "/proc/sys/vm/max_map_count", Value: "1048576", When: []string{"65530"}},
 	}
