@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"vminit/cmd/vminitd/boot"
+	"vminit/cmd/vminitd/power"
 )
 
 // runOutsideVM serves on a machine that is not ours: no mount, no sysctl, no
@@ -35,12 +36,12 @@ func (d *daemon) runOutsideVM() int {
 	}
 	req := <-d.end.asked
 	d.log.Info("shutting down", "reason", req.reason)
-	ctx, cancel := context.WithTimeout(context.Background(), d.opts.stopTimeout()+5*time.Second)
-	defer cancel()
-	for _, hook := range []func(context.Context) error{s.stop, s.drain} {
-		if err := hook(ctx); err != nil {
+	for _, hook := range []power.Hook{{Timeout: d.opts.stopTimeout(), Run: s.stop}, {Timeout: 5 * time.Second, Run: s.drain}} {
+		ctx, cancel := context.WithTimeout(context.Background(), hook.Timeout)
+		if err := hook.Run(ctx); err != nil {
 			d.log.Error("shutdown", "err", err)
 		}
+		cancel()
 	}
 	d.leave()
 	return 0
