@@ -65,11 +65,19 @@ func TestPlanNil(t *testing.T) {
 	require.Empty(t, writes)
 }
 
+// The formula is the one that runc (1.3.2 and later), crun and Kubernetes agree
+// on: 10^((l²+125l)/612 - 7/34), l being the binary logarithm of the shares.
 func TestWeightFromShares(t *testing.T) {
 	for shares, want := range map[uint64]uint64{
 		0: 0, 1: 1, 2: 1, 3: 2, 102: 17, 256: 35, 512: 59, 1024: 100, 2048: 174, 262143: 10000, 262144: 10000, math.MaxUint64: 10000,
 	} {
 		require.Equal(t, want, weightFromShares(shares), "%d", shares)
+	}
+	for shares := uint64(3); shares < 262144; shares++ { // rounding must not tell ours from theirs
+		l := math.Log2(float64(shares))
+		if want := uint64(math.Ceil(math.Pow(10, (l*l+125*l)/612.0-7.0/34.0))); weightFromShares(shares) != want {
+			t.Fatalf("%d shares weigh %d, elsewhere %d", shares, weightFromShares(shares), want)
+		}
 	}
 	last := uint64(0)
 	for shares := range uint64(262146) {

@@ -108,7 +108,8 @@ func (t *Tree) Close() error {
 //
 // It fails with [sys.ErrInvalid] for a path that is malformed or lies inside
 // another container's cgroup, and with [sys.ErrExists] when the directory is
-// there already. On failure nothing is left behind. The caller ends with
+// there already, and with [sys.ErrState] when its parent belongs to a threaded
+// subtree. On failure nothing is left behind. The caller ends with
 // [Cgroup.Delete] and [Cgroup.Close].
 func (t *Tree) Create(cgroupsPath string) (*Cgroup, error) {
 	parts, err := splitPath(cgroupsPath)
@@ -166,11 +167,30 @@ func (t *Tree) makePath(root int, parts []string) (dir, error) {
 		}
 		fd = child
 	}
+	if made > 0 { // a parent was there, which somebody else may have made
+		if err := checkDomain(fd); err != nil {
+			unix.Close(fd)
+			t.removeUp(root, parts, made)
+			return dir{}, err
+		}
+	}
 	d, err := newDir(fd, path.Join(parts...))
 	if err != nil {
 		t.removeUp(root, parts, made)
 	}
 	return d, err
+}
+
+// checkDomain refuses a new cgroup below a threaded or domain threaded one: no
+// process can be put there (cgroup-v2.rst, "Threads"), and it lacks the memory
+// and io controllers, which a limit would complain of first.
+func checkDomain(fd int) error {
+	kind, err := readAt(fd, "cgroup.type")
+	if err != nil || strings.TrimSpace(string(kind)) == "domain" {
+		return nil
+	}
+	return sys.Mark(sys.ErrState, fmt.Errorf("the parent is threaded or domain threaded and what is made in it %q, where no container can run: "+
+		"choose another cgroupsPath: %w", strings.TrimSpace(string(kind)), unix.EOPNOTSUPP))
 }
 
 // removeUp removes parts[keep:] below root, deepest first, as long as they are
