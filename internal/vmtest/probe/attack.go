@@ -17,14 +17,16 @@ import (
 // beside the operations it is aimed at.
 
 // runSwap exchanges two names as fast as it can: what was a directory is a link
-// when somebody looks again.
+// when somebody looks again. SIGTERM ends it like the end of its time.
 func runSwap(c *invocation) int {
 	length := c.flags.Duration("for", 0, "")
 	names := c.parse(2, 2)
 	end := deadline(*length)
+	term := make(chan os.Signal, 1)
+	signal.Notify(term, unix.SIGTERM)
 	swaps := 0
 	fmt.Println("swapping")
-	for ; swaps&0xfff != 0xfff || time.Now().Before(end); swaps++ {
+	for ; swaps&0xff != 0xff || len(term) == 0 && time.Now().Before(end); swaps++ {
 		if err := unix.Renameat2(unix.AT_FDCWD, names[0], unix.AT_FDCWD, names[1], unix.RENAME_EXCHANGE); err != nil {
 			fmt.Fprintf(os.Stderr, "probe swap: %v\n", err)
 			return exitFailed

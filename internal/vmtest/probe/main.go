@@ -77,7 +77,7 @@ func commands() []command {
 			"Listen on a vsock port; to each that connects send what \"burst BYTES\" writes.", runVsockCopy},
 		{"canary", "DIR", "Print what no container may change of a guest whose root is at DIR and whose /proc is ours.", runCanary},
 		{"swap", "[-for DURATION] A B",
-			"Print \"swapping\", then exchange two names as fast as can be. Prints {\"swaps\":N}.", runSwap},
+			"Print \"swapping\", then exchange two names as fast as can be until SIGTERM. Prints {\"swaps\":N}.", runSwap},
 		{"stalk", "[-stop|-files]",
 			"Print \"stalking\", then until SIGTERM trace every process that others put into this pid namespace,\n" +
 				"or stop it, or open its files in /proc. Prints what came of it.", runStalk},
