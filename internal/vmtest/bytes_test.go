@@ -162,7 +162,7 @@ func TestThroughput(t *testing.T) {
 	}
 	grown := int64(highest()) - int64(early.rss)
 	t.Logf("MB/s: %.1f of the daemon, %.1f of a copy loop; the daemon grew by %.1f MiB at most", ours, theirs, mib(uint64(max(grown, 0))))
-	require.LessOrEqual(t, grown, int64(rssSlack))
+	require.LessOrEqual(t, grown, int64(streamSlack))
 	slices.Sort(ours)
 	slices.Sort(theirs)
 	require.GreaterOrEqual(t, ours[1]/theirs[1], float64(soak(90, 75))/100, "of the speed of a copy loop")
@@ -173,8 +173,12 @@ func TestThroughput(t *testing.T) {
 	p.burst(ctx, t, size)
 	grown = int64(highest()) - int64(early.rss)
 	t.Logf("%d MiB through one stream: the daemon grew by %.1f MiB at most", size>>20, mib(uint64(max(grown, 0))))
-	require.LessOrEqual(t, grown, int64(rssSlack))
+	require.LessOrEqual(t, grown, int64(streamSlack))
 }
+
+// streamSlack is what the daemon's memory swings by while it polls itself: the
+// first look may come just after a collection. A leak of 1% of 1 GiB exceeds it.
+const streamSlack = 8 << 20
 
 func privilegedProbe(args ...string) *specs.Spec {
 	return Privileged(append([]string{"/bin/probe"}, args...)...)
