@@ -1,6 +1,10 @@
 package tasksvc
 
-import "crypto/rand"
+import (
+	"encoding/hex"
+
+	"vminit/internal/sys"
+)
 
 // keyring is the session keyring of a container's first process, "" if its host
 // wants it to keep the daemon's.
@@ -15,4 +19,8 @@ func (o createOptions) keyring(id string) string {
 // name that exists is to share it (keyctl(2), KEYCTL_JOIN_SESSION_KEYRING): a
 // container that guesses what another's will be called could make it first and
 // read the other's keys.
-func newKeyring(id string) string { return "_ses." + id + "." + rand.Text() }
+func newKeyring(id string) string {
+	var b [16]byte
+	sys.Random(b[:])
+	return "_ses." + id + "." + hex.EncodeToString(b[:])
+}

@@ -1,7 +1,6 @@
 package tasksvc
 
 import (
-	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -103,7 +102,7 @@ func parseMAC(s string) (net.HardwareAddr, error) {
 // randomMAC returns a unicast address of the locally administered ones.
 func randomMAC() net.HardwareAddr {
 	mac := make(net.HardwareAddr, 6)
-	_, _ = rand.Read(mac) // never fails (crypto/rand, Go 1.24)
+	sys.Random(mac)
 	mac[0] = mac[0]&^1 | 2
 	return mac
 }
