@@ -117,25 +117,25 @@ func TestLimitsBelowTighterParent(t *testing.T) {
 	ctx := Context(t)
 	base := g.Baseline(ctx, t)
 	const limits = "cat tight/memory.max tight/pids.max tight/cpuset.cpus tight/cpu.max"
-	before := g.guestCgroups(ctx, t, "mkdir -p tight/keep; echo 33554432 > tight/memory.max; [ ! -e tight/memory.swap.max ] || echo 0 > tight/memory.swap.max; "+
-		"echo 20 > tight/pids.max; echo 0 > tight/cpuset.cpus; echo 50000 100000 > tight/cpu.max; "+limits)
-	require.Equal(t, "33554432\n20\n0\n50000 100000", before)
+	before := g.guestCgroups(ctx, t, "mkdir -p tight/keep; echo 67108864 > tight/memory.max; [ ! -e tight/memory.swap.max ] || echo 0 > tight/memory.swap.max; "+
+		"echo 20 > tight/pids.max; echo 0 > tight/cpuset.cpus; echo 90000 100000 > tight/cpu.max; "+limits)
+	require.Equal(t, "67108864\n20\n0\n90000 100000", before)
 	wide := func(args ...string) *specs.Spec {
 		spec := Spec(args...)
 		spec.Linux.CgroupsPath = "/tight/c" + NewID()
 		spec.Linux.Resources = &specs.LinuxResources{
-			Memory: &specs.LinuxMemory{Limit: ptr(int64(128 << 20))}, Pids: &specs.LinuxPids{Limit: ptr(int64(500))},
-			CPU: &specs.LinuxCPU{Quota: ptr(int64(90000)), Period: ptr(uint64(100000)), Cpus: "0-1"},
+			Memory: &specs.LinuxMemory{Limit: ptr(int64(256 << 20))}, Pids: &specs.LinuxPids{Limit: ptr(int64(500))},
+			CPU: &specs.LinuxCPU{Quota: ptr(int64(200000)), Period: ptr(uint64(100000)), Cpus: "0-1"},
 		}
 		return spec
 	}
 	seen := g.Look(ctx, t, wide())
-	for file, value := range map[string]string{"memory.max": "134217728", "pids.max": "500", "cpu.max": "90000 100000", "cpuset.cpus": "0-1", "cpuset.cpus.effective": "0"} {
+	for file, value := range map[string]string{"memory.max": "268435456", "pids.max": "500", "cpu.max": "200000 100000", "cpuset.cpus": "0-1", "cpuset.cpus.effective": "0"} {
 		require.Equal(t, value, seen.Cgroup.Files[file], file)
 	}
-	r, err := g.Run(ctx, wide("/bin/probe", "eatmem", "64M"))
+	r, err := g.Run(ctx, wide("/bin/probe", "eatmem", "128M"))
 	require.NoError(t, err)
-	require.Equal(t, uint32(137), r.Code, "64 MB below 32: %s", r.Stderr)
+	require.Equal(t, uint32(137), r.Code, "128 MB below 64: %s", r.Stderr)
 	r, err = g.Run(ctx, wide("/bin/probe", "forkbomb", "100"))
 	require.NoError(t, err)
 	var bomb struct {
