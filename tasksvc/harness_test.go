@@ -172,6 +172,7 @@ func (h *host) run(id string, spec *specs.Spec) (stdout, stderr string, code uin
 	w, err := h.Wait(h.ctx(), &taskv3.WaitRequest{ID: id})
 	require.NoError(h.t, err)
 	h.delete(id)
+	h.spareNetwork() // so that descriptors are the same after every run
 	return o(), e(), w.ExitStatus
 }
 

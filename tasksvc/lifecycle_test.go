@@ -199,7 +199,6 @@ func TestPause(t *testing.T) {
 func TestManyAtOnceLeaveNothing(t *testing.T) {
 	h := newHost(t)
 	h.run("warmup", testSpec("true"))
-	h.spareNetwork() // is one of the fds
 	fds, mounts := countFds(t), countMounts(t)
 	var wg sync.WaitGroup
 	for i := range 30 {

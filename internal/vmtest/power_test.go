@@ -49,6 +49,7 @@ func (g *Guest) lasting(ctx context.Context, t *testing.T, signal, image string)
 // TestPower ends machines as a host does that knows nothing of containers, and
 // looks at what they leave behind.
 func TestPower(t *testing.T) {
+	Require(t)
 	disk := filepath.Join(t.TempDir(), "disk")
 	out, err := exec.Command("mkfs.ext4", "-q", disk, "16M").CombinedOutput()
 	require.NoError(t, err, "%s", out)

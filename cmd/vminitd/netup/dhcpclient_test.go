@@ -208,8 +208,10 @@ func TestDHCP(t *testing.T) {
 			stop()
 		}
 	})
-	require.Equal(t, 6, changes, "%v", s.log)
-	require.GreaterOrEqual(t, s.unicast, 2)
+	s.set(func() { // it may still be answering
+		require.Equal(t, 6, changes, "%v", s.log)
+		require.GreaterOrEqual(t, s.unicast, 2)
+	})
 }
 
 func TestDHCPWithoutServer(t *testing.T) {
