@@ -3,6 +3,8 @@ package tasksvc
 import (
 	"context"
 	"errors"
+	"maps"
+	"slices"
 	"time"
 )
 
@@ -54,6 +56,23 @@ func (s *Service) Stop(ctx context.Context) error {
 		if _, err := c.init.awaitExit(ctx); err != nil {
 			errs = append(errs, err)
 		}
+	}
+	return errors.Join(errs...)
+}
+
+// Clear takes away the containers that Stop has ended. Where the daemon is not
+// PID 1 their cgroups and mounts would outlive it.
+func (s *Service) Clear(ctx context.Context) error {
+	s.mu.Lock()
+	all := slices.Collect(maps.Values(s.containers))
+	s.mu.Unlock()
+	var errs []error
+	for _, c := range all {
+		if err := c.deleteInit(ctx); err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		s.forget(c)
 	}
 	return errors.Join(errs...)
 }

@@ -36,7 +36,7 @@ func (d *daemon) runOutsideVM() int {
 	}
 	req := <-d.end.asked
 	d.log.Info("shutting down", "reason", req.reason)
-	for _, hook := range []power.Hook{{Timeout: d.opts.stopTimeout(), Run: s.stop}, {Timeout: 5 * time.Second, Run: s.drain}} {
+	for _, hook := range []power.Hook{{Timeout: d.opts.stopTimeout(), Run: s.stop}, {Timeout: 5 * time.Second, Run: s.tasks.Clear}, {Timeout: 5 * time.Second, Run: s.drain}} {
 		ctx, cancel := context.WithTimeout(context.Background(), hook.Timeout)
 		if err := hook.Run(ctx); err != nil {
 			d.log.Error("shutdown", "err", err)

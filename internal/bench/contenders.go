@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	goruntime "runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -31,7 +32,7 @@ type lineup struct {
 }
 
 func (l *lineup) close() {
-	for _, end := range l.ends {
+	for _, end := range slices.Backward(l.ends) {
 		end()
 	}
 }
@@ -80,6 +81,7 @@ func (l *lineup) execs(b *bundles, client taskv3.TTRPCTaskService, crun *runtime
 	if err := startSleeper(client, b.sleeper()); err != nil {
 		return err
 	}
+	l.ends = append(l.ends, func() { stopSleeper(client) })
 	if err := crun.startSleeper(b.sleeper()); err != nil {
 		return err
 	}
@@ -217,6 +219,13 @@ func startSleeper(task taskv3.TTRPCTaskService, bundle string) error {
 	}
 	_, err := task.Start(ctx, &taskv3.StartRequest{ID: sleeper})
 	return err
+}
+
+func stopSleeper(task taskv3.TTRPCTaskService) {
+	ctx := context.Background()
+	_, _ = task.Kill(ctx, &taskv3.KillRequest{ID: sleeper, Signal: 9})
+	_, _ = task.Wait(ctx, &taskv3.WaitRequest{ID: sleeper})
+	_, _ = task.Delete(ctx, &taskv3.DeleteRequest{ID: sleeper})
 }
 
 func execOnce(task taskv3.TTRPCTaskService) (time.Duration, error) {
