@@ -9,10 +9,11 @@ import (
 
 // entry is one event as an Exchange keeps it.
 type entry struct {
-	seq    uint64
-	env    *types.Envelope
-	handed int       // subscriptions that took it; 0 is undelivered
-	last   time.Time // when it was handed over last
+	seq      uint64
+	topic    string
+	envelope func() *types.Envelope // what readers get, encoded once
+	handed   int                    // subscriptions that took it; 0 is undelivered
+	last     time.Time              // when it was handed over last
 }
 
 // eventQueue is a queue of entries in the order of their numbers.
@@ -103,7 +104,7 @@ func (x *Exchange) drop(q *eventQueue, count *uint64, unread uint64) {
 	}
 	if *count%1000 == 0 {
 		x.log.Warn("events: no room, dropping the oldest; is a subscriber stuck?",
-			"topic", e.env.Topic, "dropped", *count+1)
+			"topic", e.topic, "dropped", *count+1)
 	}
 	*count++
 }

@@ -91,16 +91,10 @@ func NewExchange(log *slog.Logger) *Exchange {
 	return &Exchange{log: log, subs: map[*Subscription]struct{}{}}
 }
 
-// Publish stamps the event with the time and hands it to the subscribers. It
-// never blocks. The error is ErrState once the Exchange is closed.
+// Publish stamps the event, which nobody may change any more, with the time and
+// hands it to the subscribers. It never blocks. The error is ErrState once the
+// Exchange is closed.
 func (x *Exchange) Publish(namespace, topic string, event proto.Message) error {
-	value, err := proto.Marshal(event)
-	if err != nil {
-		return fmt.Errorf("publish %s: %w", topic, err)
-	}
-	// containerd's typeurl names messages without a "type.googleapis.com/".
-	body := &anypb.Any{TypeUrl: string(event.ProtoReflect().Descriptor().FullName()), Value: value}
-
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	if x.closed {
@@ -108,12 +102,10 @@ func (x *Exchange) Publish(namespace, topic string, event proto.Message) error {
 	}
 	x.seq++
 	x.stats.Published++
-	e := &entry{seq: x.seq, env: &types.Envelope{
-		Timestamp: timestamppb.Now(),
-		Namespace: namespace,
-		Topic:     topic,
-		Event:     body,
-	}}
+	now := time.Now()
+	e := &entry{seq: x.seq, topic: topic, envelope: sync.OnceValue(func() *types.Envelope {
+		return x.envelope(now, namespace, topic, event)
+	})}
 	if topic == topicExit {
 		x.exits.push(e)
 	} else {
@@ -124,6 +116,19 @@ func (x *Exchange) Publish(namespace, topic string, event proto.Message) error {
 		s.signal()
 	}
 	return nil
+}
+
+// envelope encodes an event: when somebody reads it, not while a container waits.
+func (x *Exchange) envelope(at time.Time, namespace, topic string, event proto.Message) *types.Envelope {
+	value, err := proto.Marshal(event)
+	if err != nil {
+		x.log.Error("encode event", "topic", topic, "error", err)
+	}
+	return &types.Envelope{
+		Timestamp: timestamppb.New(at), Namespace: namespace, Topic: topic,
+		// containerd's typeurl names messages without a "type.googleapis.com/".
+		Event: &anypb.Any{TypeUrl: string(event.ProtoReflect().Descriptor().FullName()), Value: value},
+	}
 }
 
 // Subscribe returns a subscription that begins with everything undelivered.
@@ -164,9 +169,9 @@ func (s *Subscription) Next(ctx context.Context) (*types.Envelope, error) {
 		if err := ctx.Err(); err != nil {
 			return nil, err // what is left is for the next subscription
 		}
-		env, closed := s.take()
-		if env != nil {
-			return env, nil
+		e, closed := s.take()
+		if e != nil {
+			return e.envelope(), nil
 		}
 		if closed {
 			return nil, io.EOF
@@ -179,11 +184,11 @@ func (s *Subscription) Next(ctx context.Context) (*types.Envelope, error) {
 }
 
 // take hands over the next event, or marks the subscription idle.
-func (s *Subscription) take() (env *types.Envelope, closed bool) {
+func (s *Subscription) take() (e *entry, closed bool) {
 	x := s.x
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	e := x.peek(s)
+	e = x.peek(s)
 	if e == nil {
 		s.idle = true
 		x.notify()
@@ -202,7 +207,7 @@ func (s *Subscription) take() (env *types.Envelope, closed bool) {
 		s.recent = append(s.recent, handed{e, now})
 	}
 	x.trim()
-	return e.env, false
+	return e, false
 }
 
 // Close ends the subscription. Everything that Next returned counts as

@@ -57,11 +57,11 @@ func number(t *testing.T, env *types.Envelope) int {
 func rest(t *testing.T, s *Subscription) (got []int) {
 	t.Helper()
 	for {
-		env, _ := s.take()
-		if env == nil {
+		e, _ := s.take()
+		if e == nil {
 			return got
 		}
-		got = append(got, number(t, env))
+		got = append(got, number(t, e.envelope()))
 	}
 }
 
