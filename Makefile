@@ -27,7 +27,7 @@ run: deps-run build
 	  'echo "Hello from a container in a microVM."; echo "kernel:   $$(uname -r)"; echo "pid 1 is: $$(readlink /proc/1/exe)"; echo "mounts:   $$(wc -l < /proc/self/mountinfo)"; id'
 
 test: deps-test build
-	go run $(GOFLAGS) ./internal/rungs $(if $(RUNGS),-rungs $(RUNGS)) $(if $(RUN),-run '$(RUN)') $(if $(V),-v) $(PKG)
+	go run $(GOFLAGS) ./internal/rungs $(if $(RUNGS),-rungs $(RUNGS)) $(if $(RUN),-run '$(value RUN)') $(if $(V),-v) $(PKG)
 
 bench: deps-bench build
 	go build $(GOFLAGS) -o bin/ ./internal/bench
