@@ -62,7 +62,7 @@ clean:
 
 # What a machine needs beside Go, and why. Installed when missing.
 NEED_RUN   := qemu-system-x86_64:qemu-system-x86:"to run microVMs" /bin/busybox:busybox-static:"as the root file system"
-NEED_TEST  := $(NEED_RUN) gcc:gcc:"for race-detected tests" fsck.erofs:erofs-utils:"to check our images" mkfs.ext4:e2fsprogs:"for disks in tests" unshare:util-linux:"for private namespaces"
+NEED_TEST  := $(NEED_RUN) gcc:gcc:"for race-detected tests" fsck.erofs:erofs-utils:"to check our images" mkfs.ext4:e2fsprogs:"for disks in tests" unshare:util-linux:"for private namespaces" ip:iproute2:"for interfaces in tests"
 NEED_BENCH := $(NEED_RUN) gcc:gcc:"for the C reference" crun:crun:"to compare with" runc:runc:"to compare with"
 
 define install

@@ -37,9 +37,10 @@ var drivers = []string{"vminit/internal/microvm", "vminit/cmd/vminitd", "vminit/
 
 // notInGuest are tests for which another rung is the right place: they need a
 // kernel without LSMs, or one without a cpuset controller (which on Linux 6.1
-// resets the affinity of a process that is born into a cgroup).
+// resets the affinity of a process that is born into a cgroup), iproute2's ip,
+// GNU's tar, or extended attributes on tmpfs (Linux 6.6).
 var notInGuest = map[string]string{
-	"vminit/tasksvc": "^(TestLabelsWithoutLSM|TestExecCPUAffinity)$",
+	"vminit/tasksvc": "^(TestLabelsWithoutLSM|TestExecCPUAffinity|TestNWConfig|TestTarAgainstGNU|TestTransferRoundTrip)$",
 }
 
 // tools are the host's programs that tests call and busybox does not have.
