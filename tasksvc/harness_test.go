@@ -54,6 +54,10 @@ func newHost(t testing.TB) *host {
 	h.spareNetwork() // before anybody counts descriptors
 	t.Cleanup(func() {
 		require.Empty(t, h.containers, "containers left")
+		if !h.refill.Stop() { // it may be about to make a namespace that the next test would count
+			time.Sleep(5 * time.Millisecond)
+		}
+		h.network.Take().Close()
 		tree.Close()
 		_ = os.Remove(filepath.Join(mount, testTree))
 	})
