@@ -11,6 +11,7 @@ import "golang.org/x/sys/unix"
 var (
 	earlySeen    uint64    // 1 if it ran
 	earlyBlocked uint64    // signal mask, signal n is bit n-1
+	earlyPending uint64    // likewise, of those blocked (rt_sigpending(2)); later the runtime sends itself SIGURG
 	earlyIgnored uint64    // likewise, signals with SIG_IGN
 	earlyNofile  [2]uint64 // soft, hard
 	earlyClosed  uint64    // bit n: descriptor n was closed
@@ -24,6 +25,7 @@ func (r *Report) early() {
 		return
 	}
 	r.Signals.Blocked = bitNames(earlyBlocked)
+	r.Signals.Pending = bitNames(earlyPending)
 	r.Signals.Ignored = bitNames(earlyIgnored)
 	r.Rlimits["NOFILE"] = Rlimit{Soft: earlyNofile[0], Hard: earlyNofile[1]}
 }

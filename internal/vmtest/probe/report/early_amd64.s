@@ -12,6 +12,11 @@ TEXT vminit_probe_entry(SB),NOSPLIT|NOFRAME,$0
 	MOVQ $8, R10
 	SYSCALL
 
+	MOVQ $127, AX // rt_sigpending(&earlyPending, 8)
+	LEAQ ·earlyPending(SB), DI
+	MOVQ $8, SI
+	SYSCALL
+
 	MOVQ $302, AX // prlimit64(0, RLIMIT_NOFILE, NULL, &earlyNofile)
 	MOVQ $0, DI
 	MOVQ $7, SI

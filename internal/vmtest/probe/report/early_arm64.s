@@ -12,6 +12,11 @@ TEXT vminit_probe_entry(SB),NOSPLIT|NOFRAME,$0
 	MOVD $8, R3
 	SVC
 
+	MOVD $136, R8 // rt_sigpending(&earlyPending, 8)
+	MOVD $·earlyPending(SB), R0
+	MOVD $8, R1
+	SVC
+
 	MOVD $261, R8 // prlimit64(0, RLIMIT_NOFILE, NULL, &earlyNofile)
 	MOVD $0, R0
 	MOVD $7, R1
