@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"os"
 	"path/filepath"
@@ -59,10 +60,25 @@ func (h *forwardHost) bind(ids ...string) error {
 }
 
 // accept is a host that serves the forwards it knows: each says its id and
-// echoes what comes.
+// echoes what comes. It returns when the service has the Accept: a connection
+// that all who are there refuse is refused, and closed with what it has sent
+// unread (the one who sent it sees a reset).
 func (h *forwardHost) accept(ctx context.Context, known ...string) {
+	h.mu.Lock()
+	before := maps.Clone(h.accepters)
+	h.mu.Unlock()
 	stream, err := h.api.Accept(ctx)
 	require.NoError(h.t, err)
+	require.Eventually(h.t, func() bool {
+		h.mu.Lock()
+		defer h.mu.Unlock()
+		for a := range h.accepters {
+			if _, old := before[a]; !old {
+				return true
+			}
+		}
+		return false
+	}, 10*time.Second, time.Millisecond)
 	go func() {
 		defer stream.CloseSend()
 		for {
@@ -106,8 +122,10 @@ func (h *forwardHost) ask(id, text string) (string, error) {
 	}
 	defer c.Close()
 	c.SetDeadline(time.Now().Add(20 * time.Second))
-	if _, err := io.WriteString(c, text); err != nil {
-		return "", err
+	if text != "" { // writing nothing fails, too, once the other end is closed
+		if _, err := io.WriteString(c, text); err != nil {
+			return "", err
+		}
 	}
 	c.(*net.UnixConn).CloseWrite()
 	b, err := io.ReadAll(c)
