@@ -13,8 +13,10 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"text/tabwriter"
 	"time"
+	"unicode"
 )
 
 // contender runs one life cycle at a time.
@@ -140,14 +142,9 @@ func numbers(all []*contender) map[string]float64 {
 	return out
 }
 
+// key makes a name of words joined by underscores.
 func key(name string) string {
-	b := []byte(name)
-	for i, c := range b {
-		if c < 'a' || c > 'z' {
-			b[i] = '_'
-		}
-	}
-	return string(b)
+	return strings.Join(strings.FieldsFunc(name, func(c rune) bool { return !unicode.IsLetter(c) && !unicode.IsDigit(c) }), "_")
 }
 
 func writeNumbers(path string, n map[string]float64) error {
