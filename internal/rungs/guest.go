@@ -94,7 +94,8 @@ func (l *ladder) guest(packages []pkg) error {
 		return err
 	}
 	for _, p := range packages {
-		if err := l.inContainer(g, p); err != nil {
+		err := l.twice(p.path, func(pattern string) (int, error) { return l.inContainer(g, p, pattern) })
+		if err != nil {
 			l.fail(p.path, fmt.Errorf("%w\nthe guest's console ends with:%s", err, g.VM.Console(40)))
 		}
 	}
@@ -161,54 +162,55 @@ func scratchDisk(dir string) (string, error) {
 // guestTimeout ends a package's tests that hang in the guest.
 const guestTimeout = 8 * time.Minute
 
-// inContainer runs the tests of one package and counts them as they come.
-func (l *ladder) inContainer(g *vmtest.Guest, p pkg) error {
+// inContainer runs the tests of one package, counts them as they come and returns
+// their exit code.
+func (l *ladder) inContainer(g *vmtest.Guest, p pkg, pattern string) (int, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), guestTimeout+time.Minute)
 	defer cancel()
 	args := []string{"./test", "-test.v=test2json", "-test.timeout=" + guestTimeout.String()}
-	if l.pattern != "" {
-		args = append(args, "-test.run="+l.pattern)
+	if pattern != "" {
+		args = append(args, "-test.run="+pattern)
 	}
 	if skip := notInGuest[p.path]; skip != "" {
 		args = append(args, "-test.skip="+skip)
 	}
 	config, err := json.Marshal(testSpec(p, args))
 	if err != nil {
-		return err
+		return 0, err
 	}
 	uri, output, err := g.Stream(ctx) // one stream for both: order matters
 	if err != nil {
-		return err
+		return 0, err
 	}
 	defer output.Close()
 	context.AfterFunc(ctx, func() { output.Close() })
 	r := &taskv3.CreateTaskRequest{ID: "tests" + vmtest.NewID(), Rootfs: vmtest.RootMountsOf("/dev/vdb"), Stdout: uri, Stderr: uri}
 	if err := g.MakeBundle(ctx, r, config); err != nil {
-		return err
+		return 0, err
 	}
 	if _, err := g.Task.Create(ctx, r); err != nil {
-		return err
+		return 0, err
 	}
 	if _, err := g.Task.Start(ctx, &taskv3.StartRequest{ID: r.ID}); err != nil {
-		return err
+		return 0, err
 	}
 	began, before := time.Now(), l.total
 	rest, err := l.count("vm", p.path, output)
 	if err != nil {
-		return err
+		return 0, err
 	}
 	exit, err := g.Task.Wait(ctx, &taskv3.WaitRequest{ID: r.ID})
 	if err != nil {
-		return err
+		return 0, err
 	}
 	if _, err := g.Task.Delete(ctx, &taskv3.DeleteRequest{ID: r.ID}); err != nil {
-		return err
+		return 0, err
 	}
 	if exit.ExitStatus != 0 && l.total.failed == before.failed {
-		return fmt.Errorf("exit code %d\n%s", exit.ExitStatus, rest)
+		return 0, fmt.Errorf("exit code %d\n%s", exit.ExitStatus, rest)
 	}
 	l.summary(p.path, before, began)
-	return nil
+	return int(exit.ExitStatus), nil
 }
 
 // testSpec is a container that may do anything to its guest.

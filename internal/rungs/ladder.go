@@ -7,12 +7,19 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"time"
 )
 
 // counts are the results of single tests.
 type counts struct{ passed, failed, skipped int }
+
+func (c *counts) add(d counts) {
+	c.passed += d.passed
+	c.failed += d.failed
+	c.skipped += d.skipped
+}
 
 // ladder is one run of the command.
 type ladder struct {
@@ -21,6 +28,7 @@ type ladder struct {
 	out     io.Writer
 	dir     string // of test binaries
 	total   counts
+	tests   map[string]counts // of the package's last run: each test with its subtests
 }
 
 // packageTimeout ends a package's tests that hang.
@@ -36,10 +44,10 @@ func (l *ladder) host(rung string, packages []pkg, race bool, wrapper []string) 
 			l.total.failed++
 			continue
 		}
-		err = l.twice(p.path, func() error {
+		err = l.twice(p.path, func(pattern string) (int, error) {
 			args := append(append([]string{}, wrapper...), binary, "-test.v=test2json", "-test.timeout="+packageTimeout.String())
-			if l.pattern != "" {
-				args = append(args, "-test.run="+l.pattern)
+			if pattern != "" {
+				args = append(args, "-test.run="+pattern)
 			}
 			cmd := exec.Command(args[0], args[1:]...)
 			cmd.Dir = p.dir
@@ -56,46 +64,71 @@ func (l *ladder) host(rung string, packages []pkg, race bool, wrapper []string) 
 	return nil
 }
 
-// twice runs a package's tests once more if some fail: guests under emulation
-// and a busy machine miss deadlines. What failed the first time stays in the
-// output; only the second run counts.
-func (l *ladder) twice(path string, run func() error) error {
+// twice runs a package's tests, and those that fail once more: guests under
+// emulation and a busy machine miss deadlines. What failed the first time stays
+// in the output; only the second time counts. run gets a pattern and returns the
+// exit code: if that tells of more than failed tests (a panic, a timeout), the
+// whole package runs again.
+func (l *ladder) twice(path string, run func(pattern string) (int, error)) error {
 	before := l.total
-	err := run()
-	if failed := l.total.failed - before.failed; err == nil && failed > 0 {
-		fmt.Fprintf(l.out, "   %s: %d failed, running it once more\n", path, failed)
+	l.tests = map[string]counts{}
+	exit, err := run(l.pattern)
+	failed := l.failedTests()
+	switch {
+	case err != nil || l.total.failed == before.failed:
+		return err
+	case exit != 1 || len(failed) == 0:
+		fmt.Fprintf(l.out, "   %s: exit code %d, running it once more\n", path, exit)
 		l.total = before
-		err = run()
+		_, err = run(l.pattern)
+		return err
 	}
+	fmt.Fprintf(l.out, "   %s: running once more: %s\n", path, strings.Join(failed, " "))
+	for _, name := range failed {
+		c := l.tests[name]
+		l.total.add(counts{-c.passed, -c.failed, -c.skipped})
+	}
+	_, err = run("^(" + strings.Join(failed, "|") + ")$")
 	return err
 }
 
-// run runs one test binary and counts what it reports.
-func (l *ladder) run(rung, path string, cmd *exec.Cmd) error {
+// failedTests are those of the last run, without subtests, in order.
+func (l *ladder) failedTests() (names []string) {
+	for name, c := range l.tests {
+		if c.failed > 0 {
+			names = append(names, name)
+		}
+	}
+	slices.Sort(names)
+	return names
+}
+
+// run runs one test binary, counts what it reports and returns its exit code.
+func (l *ladder) run(rung, path string, cmd *exec.Cmd) (int, error) {
 	r, w, err := os.Pipe()
 	if err != nil {
-		return err
+		return 0, err
 	}
 	cmd.Stdout, cmd.Stderr = w, w
 	err = cmd.Start()
 	w.Close()
 	if err != nil {
 		r.Close()
-		return fmt.Errorf("run the tests of %s: %w", path, err)
+		return 0, fmt.Errorf("run the tests of %s: %w", path, err)
 	}
 	defer r.Close()
 	before := l.total
 	began := time.Now()
 	output, err := l.count(rung, path, r)
 	if err != nil {
-		return err
+		return 0, err
 	}
 	if err := cmd.Wait(); err != nil && l.total.failed == before.failed { // a panic, a timeout, os.Exit
 		l.total.failed++
 		fmt.Fprintf(l.out, "--- FAIL: %s (%v)\n%s", path, err, output)
 	}
 	l.summary(path, before, began)
-	return nil
+	return cmd.ProcessState.ExitCode(), nil
 }
 
 // event is a line of test2json.
@@ -140,21 +173,29 @@ func (l *ladder) count(rung, path string, r io.Reader) (string, error) {
 }
 
 func (l *ladder) result(rung, path string, e event, log string) {
+	var one counts
 	switch e.Action {
 	case "pass":
-		l.total.passed++
+		one.passed = 1
 		if l.verbose {
 			fmt.Fprint(l.out, log)
 		}
 	case "fail":
-		l.total.failed++
+		one.failed = 1
 		fmt.Fprintf(l.out, "--- FAIL: [%s] %s %s\n%s", rung, path, e.Test, log)
 	case "skip":
-		l.total.skipped++
+		one.skipped = 1
 		if l.verbose {
 			fmt.Fprintf(l.out, "--- SKIP: [%s] %s %s\n%s", rung, path, e.Test, log)
 		}
+	default:
+		return
 	}
+	l.total.add(one)
+	test, _, _ := strings.Cut(e.Test, "/")
+	c := l.tests[test]
+	c.add(one)
+	l.tests[test] = c
 }
 
 func (l *ladder) summary(path string, before counts, began time.Time) {
