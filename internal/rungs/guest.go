@@ -26,6 +26,7 @@ var onHost = map[string]string{
 	"vminit/internal/initramfs":       "is the host's side",
 	"vminit/internal/microvm":         "is the host's side",
 	"vminit/internal/rootimage":       "is the host's side",
+	"vminit/internal/rungs":           "is what runs the tests",
 	"vminit/internal/vhostvsock":      "is the host's side",
 	"vminit/internal/vmtest":          "boots guests",
 	"vminit/internal/vmtest/probe":    "builds itself",
