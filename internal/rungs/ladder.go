@@ -31,12 +31,22 @@ type ladder struct {
 	tests   map[string]counts // of the package's last run: each test with its subtests
 }
 
-// packageTimeout ends a package's tests that hang.
-const packageTimeout = 20 * time.Minute
+// packageTimeout ends a package's tests that hang, soakTimeout those at full size.
+const (
+	packageTimeout = 20 * time.Minute
+	soakTimeout    = 4 * time.Hour
+)
+
+// soaking tells whether tests have their full size (make soak).
+func soaking() bool { return os.Getenv("VMINIT_SOAK") != "" }
 
 // host runs every package's tests on this machine.
 func (l *ladder) host(rung string, packages []pkg, race bool, wrapper []string) error {
 	fmt.Fprintf(l.out, "== %s\n", rung)
+	timeout := packageTimeout
+	if soaking() {
+		timeout = soakTimeout
+	}
 	for _, p := range packages {
 		binary, err := l.build(p, race)
 		if err != nil {
@@ -45,7 +55,7 @@ func (l *ladder) host(rung string, packages []pkg, race bool, wrapper []string) 
 			continue
 		}
 		err = l.twice(p.path, func(pattern string) (int, error) {
-			args := append(append([]string{}, wrapper...), binary, "-test.v=test2json", "-test.timeout="+packageTimeout.String())
+			args := append(append([]string{}, wrapper...), binary, "-test.v=test2json", "-test.timeout="+timeout.String())
 			if pattern != "" {
 				args = append(args, "-test.run="+pattern)
 			}
@@ -68,14 +78,15 @@ func (l *ladder) host(rung string, packages []pkg, race bool, wrapper []string) 
 // emulation and a busy machine miss deadlines. What failed the first time stays
 // in the output; only the second time counts. run gets a pattern and returns the
 // exit code: if that tells of more than failed tests (a panic, a timeout), the
-// whole package runs again.
+// whole package runs again. Tests at full size have one run: what fails rarely
+// is what they are for.
 func (l *ladder) twice(path string, run func(pattern string) (int, error)) error {
 	before := l.total
 	l.tests = map[string]counts{}
 	exit, err := run(l.pattern)
 	failed := l.failedTests()
 	switch {
-	case err != nil || l.total.failed == before.failed:
+	case err != nil || l.total.failed == before.failed || soaking():
 		return err
 	case exit != 1 || len(failed) == 0:
 		fmt.Fprintf(l.out, "   %s: exit code %d, running it once more\n", path, exit)

@@ -32,8 +32,7 @@ import (
 // connection is cut as often, are complete.
 func TestConnectionDrops(t *testing.T) {
 	g := Shared(t)
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Minute)
-	defer cancel()
+	ctx := soakContext(t, 20*time.Minute)
 	base := g.Baseline(ctx, t)
 	d := &dropper{g: g, t: t, ctx: ctx, ledger: model.NewLedger(), seen: map[string]bool{}}
 	d.subscribe()

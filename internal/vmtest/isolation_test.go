@@ -28,8 +28,7 @@ const stuckDir = "/stuck"
 // kernel cannot be deleted and says so in time; it can once it has ended.
 func TestIsolation(t *testing.T) {
 	g := Shared(t)
-	ctx, cancel := context.WithTimeout(context.Background(), 4*time.Minute)
-	defer cancel()
+	ctx := soakContext(t, 4*time.Minute)
 	base := g.Baseline(ctx, t)
 	quiet := g.Running(ctx, t, Spec("/bin/sleep", "100000"))
 	n := soak(1000, 200)

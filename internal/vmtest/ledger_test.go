@@ -23,8 +23,7 @@ import (
 // code, and the exits of init and the last exec race.
 func TestLedger(t *testing.T) {
 	g := Shared(t)
-	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Minute)
-	defer cancel()
+	ctx := soakContext(t, 30*time.Minute)
 	ledger := g.ledger(ctx, t)
 	base := g.Baseline(ctx, t)
 	lives := soak(2000, 60)

@@ -1,7 +1,6 @@
 package vmtest
 
 import (
-	"context"
 	"fmt"
 	"io"
 	"testing"
@@ -53,8 +52,7 @@ func TestStreamsAfterTheCall(t *testing.T) {
 // and every one carries its own bytes.
 func TestThousandStreams(t *testing.T) {
 	g := Shared(t)
-	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
-	defer cancel()
+	ctx := soakContext(t, 5*time.Minute)
 	base := g.Baseline(ctx, t)
 	c := g.Running(ctx, t, Spec("/bin/sleep", "100000"))
 	began := time.Now()

@@ -33,6 +33,14 @@ func soak(long, short int) int {
 	return short
 }
 
+// soakContext is for a test that takes up to the given time in its short form:
+// a long one may take an hour more.
+func soakContext(t *testing.T, short time.Duration) context.Context {
+	ctx, cancel := context.WithTimeout(context.Background(), short+time.Duration(soak(1, 0))*time.Hour)
+	t.Cleanup(cancel)
+	return ctx
+}
+
 // ledger keeps the books of all that happens in the guest until the test ends.
 func (g *Guest) ledger(ctx context.Context, t *testing.T) *model.Ledger {
 	t.Helper()
@@ -91,8 +99,7 @@ func awaitEnds(t *testing.T, l *model.Ledger, n int) {
 // (package tasksvc).
 func TestModel(t *testing.T) {
 	g := Shared(t)
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Minute)
-	defer cancel()
+	ctx := soakContext(t, 20*time.Minute)
 	ledger := g.ledger(ctx, t)
 	base := g.Baseline(ctx, t)
 	var ops atomic.Int64

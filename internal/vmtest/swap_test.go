@@ -31,8 +31,7 @@ import (
 func TestThreatSwapRace(t *testing.T) {
 	creates := soak(1000, 300)
 	g := Shared(t)
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute)
-	t.Cleanup(cancel)
+	ctx := soakContext(t, 10*time.Minute)
 	canary, base := g.Canary(ctx, t), g.Baseline(ctx, t)
 	defer g.trap(ctx, t, "rm -rf /mnt/hostile")
 	g.trap(ctx, t, "mkdir -p root/bin root/proc root/dev root/sys root/tmp root/etc root/vol/a/sub root/vol/c/sub; cp /bin/busybox root/bin; "+
