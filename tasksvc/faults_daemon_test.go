@@ -1,6 +1,7 @@
 package tasksvc
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -133,6 +134,7 @@ func newFaultsDaemon(t *testing.T) *faultsDaemon {
 // prepare does what a host does before it asks for a container.
 func (d *faultsDaemon) prepare(scenario string) {
 	d.name = scenario
+	d.settleNetwork()
 	d.before = d.holdings()
 	d.ids, d.streams = nil, nil
 	for range 3 {
@@ -143,6 +145,17 @@ func (d *faultsDaemon) prepare(scenario string) {
 		require.NoError(d.t, vsockstream.Open(d.ctx(), c, vsockstream.FramingU32, id))
 		d.ids, d.streams = append(d.ids, id), append(d.streams, c)
 	}
+}
+
+// settleNetwork has the next container's network namespace made now: who makes
+// it in the background has a socket meanwhile, which nobody has left behind.
+func (d *faultsDaemon) settleNetwork() {
+	d.refill.Stop()
+	buf := make([]byte, 1<<20)
+	for deadline := time.Now().Add(10 * time.Second); bytes.Contains(buf[:runtime.Stack(buf, true)], []byte("nsexec.newNetwork")); time.Sleep(time.Millisecond) {
+		require.True(d.t, time.Now().Before(deadline), "a network namespace is being made for ever")
+	}
+	d.spareNetwork()
 }
 
 // live is a container's life up to the first call that fails.

@@ -38,17 +38,16 @@ var drivers = []string{"vminit/internal/microvm", "vminit/cmd/vminitd", "vminit/
 
 // notInGuest are tests for which another rung is the right place: they need a
 // kernel without LSMs, or one without a cpuset controller (which on Linux 6.1
-// resets the affinity of a process that is born into a cgroup), iproute2's ip,
-// GNU's tar, or extended attributes on tmpfs (Linux 6.6).
+// resets the affinity of a process that is born into a cgroup), GNU's tar, or extended attributes on tmpfs (Linux 6.6).
 var notInGuest = map[string]string{
-	"vminit/tasksvc": "^(TestLabelsWithoutLSM|TestExecCPUAffinity|TestNWConfig|TestTarAgainstGNU|TestTransferRoundTrip)$",
+	"vminit/tasksvc": "^(TestLabelsWithoutLSM|TestExecCPUAffinity|TestTarAgainstGNU|TestTransferRoundTrip)$",
 }
 
 // tools are the host's programs that tests call and busybox does not have.
 var tools = []string{"mkfs.ext4", "mkfs.erofs"}
 
 // modules are what tests need of the guest's kernel beside the usual.
-var modules = []string{"veth", "dummy"}
+var modules = []string{"veth", "dummy", "bridge"}
 
 // vm runs the tests of the guest's side in a guest, and those that drive
 // guests. What cannot be run is a failure: this rung has everything.
