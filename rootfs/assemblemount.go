@@ -22,6 +22,7 @@ type mountCall struct {
 	loop               *loopOptions // the source, and devices that are files, are images
 	ids                *layerMap    // nil: owners are as they are
 	tree               *os.File     // the source of a bind that has been id-mapped
+	grow               bool         // the file system, to the size of its device
 }
 
 // msFlags are options that mount(2) takes as flags; the others go to the file
@@ -64,6 +65,8 @@ func parseMount(fstype string, m Mount) (*mountCall, error) {
 		switch {
 		case err != nil:
 			return nil, err
+		case o == sys.GrowFSOption:
+			c.grow = true
 		case isLoop || isMap || ignored(o):
 		case o == "remount":
 			return nil, sys.Invalidf("option remount: there is nothing yet to be mounted again")
@@ -166,10 +169,22 @@ func (c *mountCall) mountWith(target string) error {
 	if err == nil && c.propagation != 0 {
 		err = at(func(on string) error { return unix.Mount("", on, "", c.propagation, "") })
 	}
+	if err == nil && c.grow {
+		err = at(growFS)
+	}
 	if err != nil {
 		return errors.Join(c.describe(target, err), at(func(on string) error { return unix.Unmount(on, unix.MNT_DETACH) }))
 	}
 	return nil
+}
+
+func growFS(on string) error {
+	fd, err := unix.Open(on, unix.O_PATH|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	return sys.GrowFS(fd)
 }
 
 func (c *mountCall) mountFirst(target string) error {

@@ -31,6 +31,8 @@ type conn struct {
 	ended   chan struct{}
 	once    sync.Once  // of Close
 	reading sync.Mutex // held during a Read
+	// answered is called after every answer to a unary call, if set.
+	answered func()
 
 	mu      sync.Mutex      // guards all below
 	pending map[uint32]bool // stream ids being served; true: may send data
@@ -89,6 +91,9 @@ func (c *conn) arrived(f frame, payload []byte) {
 
 // sent is told of a whole frame to the peer.
 func (c *conn) sent(f frame, _ []byte) {
+	if f.kind == frameResponse && c.answered != nil {
+		c.answered()
+	}
 	if f.kind == frameResponse || f.kind == frameData && f.flags&flagRemoteClosed != 0 {
 		c.mu.Lock()
 		defer c.mu.Unlock()

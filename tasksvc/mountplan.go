@@ -21,6 +21,7 @@ type mountPlan struct {
 	propagation            uint64   // MS_SHARED and so on, 0 to leave it
 	flags                  []string // of the superblock, without value (fsconfig(2))
 	data                   []string // "key=value", for the file system
+	grow                   bool     // the file system, to the size of its device
 }
 
 func (p mountPlan) String() string {
@@ -107,6 +108,8 @@ func (p *mountPlan) option(o string) error {
 		p.bind, p.recursive = true, o == "rbind"
 	case "defaults", "auto", "noauto", "nofail", "_netdev":
 		// They speak to mount(8), not to the kernel.
+	case sys.GrowFSOption:
+		p.grow = true
 	case "sync", "dirsync", "lazytime":
 		p.flags = append(p.flags, o)
 	case "", "remount", "move", "loop":
@@ -145,6 +148,11 @@ func (p mountPlan) mount() (done mounted, err error) {
 		attr := unix.MountAttr{Attr_set: p.set, Attr_clr: p.clear}
 		if err := unix.MountSetattr(tree, "", unix.AT_EMPTY_PATH, &attr); err != nil {
 			return done, fmt.Errorf("mount_setattr: %w", err)
+		}
+	}
+	if p.grow {
+		if err := sys.GrowFS(tree); err != nil {
+			return done, err
 		}
 	}
 	target, made, err := makeTarget(p.target, isDir)

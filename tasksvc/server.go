@@ -40,6 +40,7 @@ type Server struct {
 	log      *slog.Logger
 	ttrpcLog *log.Entry     // where ttrpc's own lines go: to log, at debug level
 	calls    sync.WaitGroup // connections being served
+	answered func()         // see Answered
 
 	mu        sync.Mutex // guards all below
 	conns     map[*conn]struct{}
@@ -69,6 +70,10 @@ func NewServer(logger *slog.Logger, services ...func(*ttrpc.Server)) (*Server, e
 	s.ttrpcLog = logrus.NewEntry(lines)
 	return s, nil
 }
+
+// Answered has fn called once, as soon as the first call has been answered to
+// its last byte. It must be called before Serve and ServeConn.
+func (s *Server) Answered(fn func()) { s.answered = sync.OnceFunc(fn) }
 
 // Serve accepts connections from l until it fails or the server is shut down,
 // which closes l; then the error is ttrpc.ErrServerClosed. Who may connect is
@@ -121,6 +126,7 @@ func outOfResources(err error) bool {
 // is shut down. Calls still being served then are cancelled.
 func (s *Server) ServeConn(ctx context.Context, nc net.Conn) {
 	c := newConn(nc)
+	c.answered = s.answered
 	s.mu.Lock()
 	if s.stopped {
 		s.mu.Unlock()

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"fmt"
 	"log/slog"
 
 	"github.com/spf13/pflag"
@@ -16,6 +17,7 @@ type machineOptions struct {
 	accel  string
 	qemu   string
 	params []string
+	shell  bool
 }
 
 func (o *machineOptions) register(f *pflag.FlagSet) {
@@ -26,6 +28,7 @@ func (o *machineOptions) register(f *pflag.FlagSet) {
 	f.StringVar(&o.initrd, "initrd", "", "guest image to boot (default: made and cached, see vminitctl initramfs)")
 	f.StringVar(&o.vminitd, "vminitd", "", "daemon for the guest image (default: the one beside this program)")
 	f.StringVar(&o.qemu, "qemu", "", "emulator to use (default: the one in $PATH)")
+	f.BoolVar(&o.shell, "debug-shell", false, "have the guest serve a shell to this host (vminitctl vm shell)")
 	f.StringArrayVar(&o.params, "kernel-param", nil, "add a parameter to the kernel's command line")
 }
 
@@ -47,6 +50,9 @@ func (o *machineOptions) config(debug bool, log *slog.Logger) (microvm.Config, e
 	}
 	if debug {
 		c.Flags = append(c.Flags, "-debug")
+	}
+	if o.shell {
+		c.Flags = append(c.Flags, fmt.Sprintf("-debug-shell=%d", debugShellPort))
 	}
 	return c, nil
 }

@@ -20,6 +20,7 @@ func newVMCommand(g *globals) *cobra.Command {
 		newVMListCommand(g),
 		newVMStopCommand(g),
 		newVMConsoleCommand(),
+		newVMShellCommand(),
 		newVMLogsCommand(),
 		newVMTimelineCommand(g),
 	)

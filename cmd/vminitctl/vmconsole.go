@@ -48,8 +48,13 @@ func attachConsole(ctx context.Context, in *microvm.Instance) error {
 		return err
 	}
 	defer conn.Close()
+	return attach(conn, in.Name)
+}
+
+// attach connects stdin and stdout with conn until that ends or the key is hit.
+func attach(conn net.Conn, name string) error {
 	if term.IsTerminal(int(os.Stdin.Fd())) {
-		fmt.Fprintf(os.Stderr, "connected to %s; Ctrl-] disconnects\r\n", in.Name)
+		fmt.Fprintf(os.Stderr, "connected to %s; Ctrl-] disconnects\r\n", name)
 		t := &terminal{int(os.Stdin.Fd())}
 		restore, err := t.raw()
 		if err != nil {
@@ -62,7 +67,8 @@ func attachConsole(ctx context.Context, in *microvm.Instance) error {
 			_ = conn.Close()
 		}
 	}()
-	if _, err = io.Copy(os.Stdout, conn); errors.Is(err, net.ErrClosed) {
+	_, err := io.Copy(os.Stdout, conn)
+	if errors.Is(err, net.ErrClosed) {
 		return nil
 	}
 	return err

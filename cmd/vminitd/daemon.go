@@ -81,8 +81,9 @@ func (d *daemon) die(step string, err error) {
 	power.End(power.Off)
 }
 
-// powerOffOnPanic is deferred by goroutines that the guest cannot live without:
-// an unrecovered panic would end PID 1 and with it the kernel.
+// powerOffOnPanic is deferred by the main goroutine. What other goroutines do
+// not recover from comes to the same end by power.OnCrash, with less care for a
+// console or a disk that stands still.
 func (d *daemon) powerOffOnPanic() {
 	if v := recover(); v != nil {
 		d.die("panic", fmt.Errorf("%v\n%s", v, debug.Stack()))
@@ -91,7 +92,7 @@ func (d *daemon) powerOffOnPanic() {
 
 // keepDiskLinks makes the links to disks, now and whenever a disk comes or goes.
 func (d *daemon) keepDiskLinks() error {
-	disks := &devices.Disks{Sysfs: "/sys", Dev: "/dev", Log: d.log, NewGeneration: func() {
+	disks := &devices.Disks{Sysfs: "/sys", Dev: "/dev", Log: d.log, OnlineCPUs: d.opts.OnlineCPUs, NewGeneration: func() {
 		if k := d.clock.Load(); k != nil {
 			k.Wake()
 		}

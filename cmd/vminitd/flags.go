@@ -62,7 +62,8 @@ type options struct {
 	LogFormat  logFormat
 	StopGrace  uint32 // seconds that containers have between their stop signal and SIGKILL
 	Debug      bool
-	DebugShell bool // reserved
+	OnlineCPUs bool   // that are plugged in, without being asked to
+	DebugShell uint32 // vsock port of a shell for the host, 0 for none
 }
 
 func defaultOptions() options {
@@ -117,7 +118,8 @@ func flagSpecs() map[string]flagSpec {
 		"vsock-stream-port": number(func(o *options) *uint32 { return &o.StreamPort }, parsePort),
 		"vsock-cid":         number(func(o *options) *uint32 { return &o.CID }, parseCID),
 		"debug":             boolean(func(o *options) *bool { return &o.Debug }),
-		"debug-shell":       boolean(func(o *options) *bool { return &o.DebugShell }),
+		"debug-shell":       number(func(o *options) *uint32 { return &o.DebugShell }, parsePort),
+		"online-cpus":       boolean(func(o *options) *bool { return &o.OnlineCPUs }),
 		"allow-local":       boolean(func(o *options) *bool { return &o.AllowLocal }),
 		"dev":               ignored, // nerdbox
 		"dump-info":         ignored, // nerdbox

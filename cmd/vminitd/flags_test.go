@@ -33,7 +33,7 @@ func TestParseFlags(t *testing.T) {
 		{args: "-stream-id=string -rpc dial", want: with(func(o *options) { o.StreamID, o.RPC = streamIDString, rpcDial })},
 		{args: "-log-format json -stop-timeout=60", want: with(func(o *options) { o.LogFormat, o.StopGrace = logJSON, 60 })},
 		{args: "-log-format=xml -stop-timeout 3601 -stop-timeout=-1", want: defaultOptions(), warnings: 3},
-		{args: "-dev -dump-info -debug-shell", want: with(func(o *options) { o.DebugShell = true })},
+		{args: "-dev -dump-info -online-cpus -debug-shell 1027", want: with(func(o *options) { o.OnlineCPUs, o.DebugShell = true, 1027 })},
 		{args: "-listen unix:///run/a.sock -stream-listen=unix:///run/b.sock -events-forward /run/c.sock",
 			want: with(func(o *options) {
 				o.Listen, o.StreamListen, o.EventsForward = "/run/a.sock", "/run/b.sock", "/run/c.sock"

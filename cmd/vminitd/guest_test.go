@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -52,6 +53,10 @@ func guestMain(scenario string) {
 	case "panic":
 		fmt.Println("CHECKS DONE")
 		panic("at the disco")
+	case "crash":
+		go d.crash()
+	case "throw":
+		go d.throw()
 	}
 	d.runGuest()
 }
@@ -140,6 +145,24 @@ func (d *daemon) checkEverything() {
 	}
 	fmt.Println("CHECKS DONE")
 	report("SIGINT", unix.Kill(1, unix.SIGINT))
+}
+
+// crash fails in a goroutine that nobody guards, with a file just written.
+func (d *daemon) crash() {
+	<-d.completed
+	report("data on a disk in use", useDisk())
+	fmt.Println("CHECKS DONE")
+	var none *daemon
+	none.log.Info("never") // nil dereference
+}
+
+// throw does what the Go runtime does not let anybody recover from.
+func (d *daemon) throw() {
+	<-d.completed
+	report("data on a disk in use", useDisk())
+	fmt.Println("CHECKS DONE")
+	defer func() { recover() }()
+	new(sync.Mutex).Unlock()
 }
 
 // checkThreads verifies that fchdir and chroot took every thread along.

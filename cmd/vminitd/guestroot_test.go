@@ -66,7 +66,7 @@ func (d *daemon) checkRoot() {
 	malformed := bytes.Contains(cmdline, []byte("malformed"))
 	for _, e := range d.timeline.Entries() {
 		fmt.Println("TIMELINE", e)
-		if e.Name != "serve" && !(malformed && (strings.HasPrefix(e.Name, "network") || e.Name == "notify the host")) {
+		if e.Name != "serve" && !(malformed && (strings.HasPrefix(e.Name, "network") || strings.HasPrefix(e.Name, "swap ") || e.Name == "notify the host")) {
 			report("step "+e.Name, e.Err)
 		}
 	}

@@ -11,6 +11,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"runtime"
 	"time"
 
 	"github.com/moby/sys/mountinfo"
@@ -40,6 +41,7 @@ func main() {
 func (d *daemon) runGuest() {
 	defer d.powerOffOnPanic()
 	r := &boot.Runner{Timeline: d.timeline, Log: d.log, Fatal: d.die}
+	r.Optional("end on a crash", power.OnCrash)
 
 	// The root comes first, see MakeRootPivotable. The modules of the vsock
 	// transport take longest and load while what serving needs is mounted.
@@ -72,7 +74,13 @@ func (d *daemon) runGuest() {
 	})
 	d.timeline.Mark("serving")
 	inBackground(func() {
-		cmdline, plan := d.settle(r, mounted)
+		var cmdline []boot.Param
+		var plan netup.Plan
+		// Work that gives way to requests holds a P of Go's while it does: they
+		// need one, too.
+		runtime.GOMAXPROCS(runtime.GOMAXPROCS(0) + 1)
+		boot.GiveWay(func() { cmdline, plan = d.settle(r, mounted) })
+		runtime.SetDefaultGOMAXPROCS()
 		d.timeline.Mark("settled")
 		close(d.settled)
 		d.complete(r, cmdline, plan)
@@ -118,6 +126,9 @@ func (d *daemon) complete(r *boot.Runner, cmdline []boot.Param, plan netup.Plan)
 	modules := inBackground(func() {
 		r.Optional("load the rest of the modules", func() error { return boot.LoadModules(r, boot.ModuleListRest) })
 	})
+	for _, asked := range boot.Values(cmdline, "systemd.swap-extra") {
+		inBackground(func() { r.Optional("swap "+asked, func() error { return boot.SwapOn(asked) }) })
+	}
 	r.Optional("loopback", netup.Loopback)
 	r.Optional("ctrl-alt-del", power.CatchCtrlAltDel)
 	r.Optional("power button", d.watchButton)

@@ -112,11 +112,15 @@ func serve(c serviceConfig) (*services, error) {
 	if err != nil {
 		return nil, err
 	}
+	s.server.Answered(func() { c.Timeline.Mark("first answer") })
 	ctx, cancel := context.WithCancel(context.Background())
 	s.cancel = cancel
 	s.background(ctx, c.Log, "reaper", func() error { launcher.ReapOrphans(ctx); return nil })
 	if err := s.open(ctx, c); err != nil {
 		return nil, errors.Join(err, s.stop(ctx))
+	}
+	if c.Options.DebugShell != 0 {
+		s.openDebugShell(ctx, c, launcher)
 	}
 	return s, nil
 }
@@ -160,6 +164,22 @@ func (s *services) open(ctx context.Context, c serviceConfig) error {
 	}
 	s.background(ctx, c.Log, "control port", func() error { return s.server.Serve(ctx, l) })
 	return nil
+}
+
+// openDebugShell opens the port of the debug shell. The guest does without if
+// that is not possible.
+func (s *services) openDebugShell(ctx context.Context, c serviceConfig, launcher *nsexec.Launcher) {
+	if c.Options.outsideVM() {
+		c.Log.Warn("-debug-shell ignored: it is for guests")
+		return
+	}
+	l, err := c.listen(fmt.Sprintf("vsock://%d:%d", c.Options.CID, c.Options.DebugShell))
+	if err != nil {
+		c.Log.Error("debug shell", "err", err)
+		return
+	}
+	shell := &debugShell{launcher: launcher, log: c.Log, settled: c.Settled}
+	s.background(ctx, c.Log, "debug shell", func() error { return shell.serve(ctx, l) })
 }
 
 // listen listens on an address. Where the machine turns out to have another

@@ -42,16 +42,16 @@ const sigPowerOff, sigReboot = unix.Signal(34 + 4), unix.Signal(34 + 5) // signa
 // SIGRTMIN+4 and SIGRTMIN+5 are what systemd takes for power off and reboot; a
 // kernel with ACPI_TINY_POWER_BUTTON sends the former for the power button.
 //
-// SIGHUP and SIGPIPE must not end a daemon whose starter has gone. SIGQUIT and
-// SIGABRT make the Go runtime exit, which in PID 1 panics the kernel, and the
-// kernel does deliver them there because the runtime has handlers for them; a
-// container that shares the guest's pid namespace can send them. In a guest
-// SIGQUIT logs the goroutines when debugging and does nothing otherwise.
+// SIGHUP and SIGPIPE must not end a daemon whose starter has gone. SIGQUIT
+// makes the Go runtime crash, and the kernel does deliver it to PID 1 because the
+// runtime has a handler for it; a container that shares the guest's pid namespace
+// can send it. In a guest it logs the goroutines when debugging and does nothing
+// otherwise. SIGABRT there is power.OnCrash's.
 func watchSignals(e *ending, log *slog.Logger, o options) {
 	signals := make(chan os.Signal, 8)
 	signal.Notify(signals, unix.SIGTERM, unix.SIGINT, unix.SIGPWR, unix.SIGHUP, unix.SIGPIPE, sigPowerOff, sigReboot)
 	if !o.outsideVM() {
-		signal.Notify(signals, unix.SIGQUIT, unix.SIGABRT)
+		signal.Notify(signals, unix.SIGQUIT)
 	}
 	go func() {
 		for s := range signals {

@@ -30,8 +30,9 @@ understood is logged and left out.
   -config FILE             JSON: vsock_context_id rpc_port stream_port debug; flags win
   -log-format FORMAT       text or json (text)
   -stop-timeout SECONDS    from a container's stop signal to SIGKILL, at the end (5)
+  -online-cpus             processors that are plugged in go online by themselves
   -debug                   log everything
-  -debug-shell             reserved
+  -debug-shell PORT        a shell of the guest for the host, on a vsock port (none)
   -dev                     accepted for other hosts' sake, without effect
   -dump-info               likewise
   -version                 print the version (outside a guest)

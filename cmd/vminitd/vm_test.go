@@ -175,6 +175,28 @@ func TestGuest(t *testing.T) {
 		console := vm{image: img, scenario: "panic", params: "console=ttyS0"}.run(t)
 		require.Contains(t, console, "vminitd: cannot go on: panic: at the disco")
 	})
+	// What nobody recovers from: the console has it, and the disk what was written
+	// just before.
+	for scenario, text := range map[string]string{
+		"crash": "panic: runtime error: invalid memory address or nil pointer dereference",
+		"throw": "fatal error: sync: unlock of unlocked mutex",
+	} {
+		t.Run(scenario, func(t *testing.T) {
+			disk := filepath.Join(t.TempDir(), "disk")
+			out, err := exec.Command("mkfs.ext4", "-q", disk, "16M").CombinedOutput()
+			require.NoError(t, err, "%s", out)
+			console := vm{image: img, scenario: scenario, params: "console=ttyS0", qemu: []string{"-drive", "if=virtio,format=raw,file=" + disk}}.run(t)
+			require.Contains(t, console, text)
+			require.Contains(t, console, "(*daemon)."+scenario)
+			require.Contains(t, console, "vminitd: it has failed and cannot go on, powering off")
+			// Synced, though not unmounted: the journal holds it.
+			out, err = exec.Command("e2fsck", "-fy", disk).CombinedOutput()
+			require.Contains(t, string(out), "recovering journal", "%v", err)
+			out, err = exec.Command("debugfs", "-R", "cat /written", disk).Output()
+			require.NoError(t, err)
+			require.Equal(t, "kept\n", string(out))
+		})
+	}
 	t.Run("bare", func(t *testing.T) {
 		vm{image: img, scenario: "bare", params: "console=", qemu: []string{"-machine", "pc,acpi=off"}}.run(t)
 	})

@@ -143,6 +143,6 @@ const thirtyMalformedParams = "malformed ip=: ip=::::::::::::::: ip=x ip=[ ip=]:
 	"ip=10.0.0.3:::255.0.255.0:::none ip=:::::a/b:dhcp ip=:::::averyveryverylongdevicename:dhcp ip=:::::eth7:magic ip=fe80::1%eth0 ip=\"unclosed:x\" " +
 	"ip=%s%n ip=-1 ip=0.0.0.0 ip=:::::::99999999999999 ip=::::" + longName + ":: systemd.machine_id=zz systemd.machine_id= " +
 	"systemd.hostname= systemd.set_credential= systemd.set_credential=a systemd.set_credential=/../x:y systemd.set_credential_binary=a:? " +
-	"systemd.set_credential=vmm.notify_socket:vsock:x:y hostname= = =x \"\" "
+	"systemd.set_credential=vmm.notify_socket:vsock:x:y hostname= = =x \"\" systemd.swap-extra= systemd.swap-extra=x:y systemd.swap-extra=/dev/nothing:pri=x "
 
 const longName = "xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx"

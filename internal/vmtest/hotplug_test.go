@@ -26,6 +26,26 @@ func (g *Guest) qmp(ctx context.Context, t *testing.T, command string, args, res
 	require.NoError(t, q.Execute(ctx, command, args, result))
 }
 
+// plugCPU plugs the one processor in that there is room for.
+func (g *Guest) plugCPU(ctx context.Context, t *testing.T) {
+	t.Helper()
+	var slots []struct {
+		Type  string
+		Props map[string]int
+		Path  string `json:"qom-path"`
+	}
+	g.qmp(ctx, t, "query-hotpluggable-cpus", nil, &slots)
+	for _, s := range slots {
+		if s.Path == "" {
+			args := map[string]any{"driver": s.Type, "id": "cpu2"}
+			for name, v := range s.Props {
+				args[name] = v
+			}
+			g.qmp(ctx, t, "device_add", args, nil)
+		}
+	}
+}
+
 // eventually is a script that ends well as soon as a condition holds.
 func eventually(condition string) string {
 	return "i=0; until " + condition + `; do i=$((i+1)); [ $i -lt 600 ] || exit 9; sleep 0.05; done`
@@ -35,7 +55,7 @@ func eventually(condition string) string {
 func TestHotplug(t *testing.T) {
 	var root string
 	g := Boot(t, func(c *microvm.Config) {
-		c.HotplugSlots, c.MaxCPUs, c.MaxMemoryMiB = 1, c.CPUs+1, 2*c.MemoryMiB
+		c.HotplugSlots, c.MaxCPUs, c.MaxMemoryMiB = 2, c.CPUs+1, 2*c.MemoryMiB
 		root = c.Disks[0].Path
 	})
 	ctx := Context(t)
@@ -82,21 +102,7 @@ func TestHotplug(t *testing.T) {
 		require.Equal(t, "0-1\n", online())
 		_, err := g.System.OnlineCPU(ctx, &systemapi.OnlineCPURequest{CpuId: 2})
 		require.Equal(t, codes.NotFound, status.Code(err), "%v", err)
-		var slots []struct {
-			Type  string
-			Props map[string]int
-			Path  string `json:"qom-path"`
-		}
-		g.qmp(ctx, t, "query-hotpluggable-cpus", nil, &slots)
-		for _, s := range slots {
-			if s.Path == "" {
-				args := map[string]any{"driver": s.Type, "id": "cpu2"}
-				for name, v := range s.Props {
-					args[name] = v
-				}
-				g.qmp(ctx, t, "device_add", args, nil)
-			}
-		}
+		g.plugCPU(ctx, t)
 		// Not waited for: the kernel may learn of it after the request.
 		_, err = g.System.OnlineCPU(ctx, &systemapi.OnlineCPURequest{CpuId: 2})
 		require.NoError(t, err)
@@ -114,17 +120,18 @@ func TestHotplug(t *testing.T) {
 		require.Equal(t, "0-1\n", online())
 	})
 
+	const memTotal = `sed -n 's/MemTotal: *\([0-9]*\) kB/\1/p' /proc/meminfo`
+	total := func() int {
+		kb, err := strconv.Atoi(strings.TrimSpace(g.sh(ctx, t, look, memTotal)))
+		require.NoError(t, err)
+		return kb
+	}
 	t.Run("memory", func(t *testing.T) {
-		total := func() int {
-			kb, err := strconv.Atoi(strings.TrimSpace(g.sh(ctx, t, look, `sed -n 's/MemTotal: *\([0-9]*\) kB/\1/p' /proc/meminfo`)))
-			require.NoError(t, err)
-			return kb
-		}
 		const plugged = 256 << 10 // KiB
 		before := total()
 		g.qmp(ctx, t, "object-add", map[string]any{"qom-type": "memory-backend-memfd", "id": "more", "share": true, "size": plugged << 10}, nil)
 		g.qmp(ctx, t, "device_add", map[string]any{"driver": "pc-dimm", "id": "dimm0", "memdev": "more"}, nil)
-		g.sh(ctx, t, look, eventually(fmt.Sprintf(`[ $(sed -n 's/MemTotal: *\([0-9]*\) kB/\1/p' /proc/meminfo) -ge %d ]`, before+plugged)))
+		g.sh(ctx, t, look, eventually(fmt.Sprintf("[ $(%s) -ge %d ]", memTotal, before+plugged)))
 		require.Equal(t, before+plugged, total())
 		// A host that asks for what the guest has done by itself is not refused.
 		block := strings.TrimSpace(g.sh(ctx, t, look, "cd /sys/devices/system/memory; ls -d memory* | sed s/memory// | sort -n | tail -1"))
@@ -132,6 +139,28 @@ func TestHotplug(t *testing.T) {
 		require.NoError(t, err)
 		_, err = g.System.OnlineMemory(ctx, &systemapi.OnlineMemoryRequest{MemoryId: uint32(id)})
 		require.NoError(t, err)
+	})
+
+	// virtio-mem: one device whose size the host asks to change. The driver adds
+	// and onlines blocks, and gives them back.
+	t.Run("virtio-mem", func(t *testing.T) {
+		const size = 512 << 10 // KiB
+		g.qmp(ctx, t, "object-add", map[string]any{"qom-type": "memory-backend-memfd", "id": "elastic", "share": true, "size": size << 10}, nil)
+		g.qmp(ctx, t, "device_add", map[string]any{"driver": "virtio-mem-pci", "id": "vm0", "memdev": "elastic", "requested-size": 0, "bus": "slot1"}, nil)
+		request := func(kib int) {
+			g.qmp(ctx, t, "qom-set", map[string]any{"path": "/machine/peripheral/vm0", "property": "requested-size", "value": kib << 10}, nil)
+		}
+		given := func() (bytes int) {
+			g.qmp(ctx, t, "qom-get", map[string]any{"path": "/machine/peripheral/vm0", "property": "size"}, &bytes)
+			return bytes
+		}
+		before := total()
+		request(256 << 10)
+		g.sh(ctx, t, look, eventually(fmt.Sprintf("[ $(%s) -ge %d ]", memTotal, before+256<<10)))
+		require.Equal(t, 256<<20, given())
+		require.NotContains(t, g.sh(ctx, t, look, "cat /sys/devices/system/memory/memory*/state"), "offline")
+		request(0)
+		g.sh(ctx, t, look, eventually(fmt.Sprintf("[ $(%s) -lt %d ]", memTotal, before+256<<10)))
 	})
 
 	err := <-never

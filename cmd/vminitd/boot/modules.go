@@ -41,7 +41,8 @@ const maxModuleList = 1 << 20
 // The list that serving waits for is loaded one by one: the vsock transport is a
 // chain, and two CPUs that patch the kernel's text at once hinder each other
 // (measured with 2 CPUs: 100 ms instead of 209 to the end of that list, but for
-// the later lists 660 ms instead of 799 in parallel).
+// the later lists 660 ms instead of 799 in parallel). The second list, which is
+// loaded while the first requests come, gives way to them.
 //
 // Most of the time is the check of signatures, then the reading of type
 // information; the builder of the initramfs can take both off.
@@ -51,11 +52,14 @@ func LoadModules(r *Runner, list string) error {
 		return err
 	}
 	modules, err := parseModules(b)
-	workers := runtime.GOMAXPROCS(0)
-	if list == ModuleList {
+	workers, run := runtime.NumCPU(), func(fn func()) { fn() }
+	switch list {
+	case ModuleList:
 		workers = 1
+	case ModuleListLate:
+		run = GiveWay
 	}
-	failed := loadAll(modules, workers, func(m module) error {
+	failed := loadAll(modules, workers, run, func(m module) error {
 		e := Entry{Name: "module " + m.name(), Start: Now()}
 		e.Err = m.load()
 		e.End = Now()
@@ -85,9 +89,9 @@ func readModuleList(list string) ([]byte, error) {
 	return b, nil
 }
 
-// loadAll calls load for all modules, by workers that take them in order and
-// wait for what each needs.
-func loadAll(modules []module, workers int, load func(module) error) error {
+// loadAll calls load for all modules, by workers, each in a call of run, that
+// take them in order and wait for what each needs.
+func loadAll(modules []module, workers int, run func(func()), load func(module) error) error {
 	loaded := make([]chan struct{}, len(modules)) // each closed when its module is done
 	for i := range modules {
 		loaded[i] = make(chan struct{})
@@ -105,9 +109,9 @@ func loadAll(modules []module, workers int, load func(module) error) error {
 	}
 	var wg sync.WaitGroup
 	for range min(workers, len(modules)) - 1 {
-		wg.Go(work)
+		wg.Go(func() { run(work) })
 	}
-	work()
+	run(work)
 	wg.Wait()
 	return errors.Join(errs...)
 }

@@ -57,7 +57,7 @@ func TestLoadAll(t *testing.T) {
 		var mu sync.Mutex
 		done := map[string]bool{}
 		both := make(chan struct{}, 2)
-		err := loadAll(modules, workers, func(m module) error {
+		err := loadAll(modules, workers, func(f func()) { f() }, func(m module) error {
 			if workers > 1 && len(m.Needs) == 0 && m.Needs != nil { // a and b wait for each other
 				both <- struct{}{}
 				for len(both) < 2 {
@@ -81,7 +81,7 @@ func TestLoadAll(t *testing.T) {
 		require.ErrorIs(t, err, os.ErrInvalid)
 		require.Len(t, done, 4, "%d workers", workers)
 	}
-	require.NoError(t, loadAll(nil, 4, nil))
+	require.NoError(t, loadAll(nil, 4, func(f func()) { f() }, nil))
 }
 
 func FuzzParseModules(f *testing.F) {

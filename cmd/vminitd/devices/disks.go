@@ -32,6 +32,9 @@ type Disks struct {
 	// NewGeneration, if not nil, is called when the machine goes on as a copy of
 	// itself (VMGenID, Linux 6.10: a uevent with NEW_VMGENID=1).
 	NewGeneration func()
+	// OnlineCPUs has processors that are plugged in go online at once. Without
+	// it they wait for the host's OnlineCPU.
+	OnlineCPUs bool
 
 	events *sys.Uevents
 	links  map[string]string // link, relative to Dev/disk, to the device's name
@@ -78,7 +81,26 @@ func (d *Disks) concerns(e sys.Uevent) bool {
 	if e.Get("NEW_VMGENID") != "" && d.NewGeneration != nil {
 		d.NewGeneration()
 	}
+	if d.OnlineCPUs && e.Get("SUBSYSTEM") == "cpu" && e.Get("ACTION") == "add" {
+		if err := d.onlineCPU(e.Get("DEVPATH")); err != nil {
+			d.Log.Error("processor", "err", err)
+		}
+	}
 	return e.Get("SUBSYSTEM") == "block" && !strings.HasPrefix(e.Get("DEVPATH"), "/devices/virtual/")
+}
+
+// onlineCPU switches a processor on (Documentation/core-api/cpu_hotplug). One
+// that is online, or has been taken out again, is fine.
+func (d *Disks) onlineCPU(devpath string) error {
+	f, err := os.OpenFile(filepath.Join(d.Sysfs, devpath, "online"), os.O_WRONLY, 0)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	_, err = f.WriteString("1")
+	return errors.Join(err, f.Close())
 }
 
 // scan looks at all disks and makes the links what they should be. What it

@@ -62,6 +62,9 @@ func commands() []command {
 		{"orphans", "[-for DURATION] [-exit N] COUNT",
 			"Leave COUNT orphans to PID 1 that exit after DURATION (0) with status N (0).\n" +
 				"Prints {\"pids\":[...]}. The probe itself exits once they are on their own.", runOrphans},
+		{"flood", "COUNT",
+			"Leave COUNT orphans to PID 1, 200 at a time, that exit at once with every status there is.\n" +
+				"Prints {\"orphans\":N} once all have been made.", runFlood},
 		{"eatmem", "[-hold DURATION] BYTES",
 			"Map and touch BYTES of memory (suffix K, M, G), print {\"bytes\":N}, hold it.", runEatmem},
 		{"hold-stdout", "[-for DURATION] [-exit N]",

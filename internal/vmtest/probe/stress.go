@@ -86,11 +86,34 @@ func runOrphans(c *invocation) int {
 	}{pids})
 }
 
+// runFlood leaves orphans by the hundred, with every status there is.
+func runFlood(c *invocation) int {
+	n := c.number(c.parse(1, 1)[0])
+	for left := n; left > 0; {
+		parent := newChild(0, 0)
+		parent.flood = min(left, 200)
+		pid, errno := parent.fork()
+		var st unix.WaitStatus
+		if errno == 0 {
+			_, _ = unix.Wait4(pid, &st, 0, nil)
+		}
+		if errno != 0 || st.ExitStatus() != 0 {
+			fmt.Fprintf(os.Stderr, "probe flood: fork with %d left: %v, status %d\n", left, errno, st)
+			return exitFailed
+		}
+		left -= parent.flood
+	}
+	return c.result(struct {
+		Orphans int `json:"orphans"`
+	}{n})
+}
+
 func runEatmem(c *invocation) int {
 	hold := c.flags.Duration("hold", 0, "")
 	n := c.bytes(c.parse(1, 1)[0])
-	if n > 0 {
-		mem, err := unix.Mmap(-1, 0, int(n), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
+	// In pieces: the kernel refuses at once a piece that is larger than all memory.
+	for left := n; left > 0; left -= min(left, 64<<20) {
+		mem, err := unix.Mmap(-1, 0, int(min(left, 64<<20)), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
 		if err != nil {
 			fmt.Fprintf(os.Stderr, "probe eatmem: mmap %d bytes: %v\n", n, err)
 			return exitFailed
