@@ -2,6 +2,7 @@ package tasksvc
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"os"
@@ -91,11 +92,9 @@ func cgroupBelow(text []byte, dir string) (string, error) {
 		if !ok {
 			continue
 		}
-		switch below, ok := strings.CutPrefix(string(path), dir); {
-		case below == "" && ok:
-			return ".", nil
-		case ok && below[0] == '/':
-			return below[1:], nil
+		below, ok := strings.CutPrefix(string(path), dir)
+		if ok && (below == "" || below[0] == '/') {
+			return cmp.Or(strings.Trim(below, "/"), "."), nil
 		}
 		return "", sys.Mark(sys.ErrState, fmt.Errorf("init has left the container's cgroup for %.100q", path))
 	}
