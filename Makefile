@@ -2,6 +2,7 @@
 # make run     a container in a microVM, end to end
 # make test    every rung of tests, the in-VM one included
 # make bench   life cycles against crun, runc and a C reference
+# make kernel  a small kernel for guests, everything built in; KERNEL=small uses it
 # make lint    formatting, vet on both architectures, generated code
 # make soak    the reliability tests at full size
 # make fuzz    every fuzz target for FUZZTIME
@@ -15,18 +16,29 @@ LDFLAGS  := -s -w -X main.version=$(VERSION)
 SMALL    := -gcflags=google.golang.org/...=-l -gcflags=github.com/...=-l
 export CGO_ENABLED ?= 0
 
-.PHONY: build run test bench syscalls soak lint fuzz generate clean deps-run deps-test deps-bench
+# KERNEL=small or a path: the guests' kernel instead of an installed one.
+SMALL_KERNEL := bin/vmlinuz-small
+KERNEL_IMAGE := $(abspath $(if $(filter small,$(KERNEL)),$(SMALL_KERNEL),$(KERNEL)))
+KERNEL_DEPS  := $(if $(filter small,$(KERNEL)),kernel)
+ifneq ($(KERNEL),)
+export VMINIT_KERNEL := $(KERNEL_IMAGE)
+endif
+
+.PHONY: build kernel run test bench syscalls soak lint fuzz generate clean deps-run deps-test deps-bench
 
 build:
 	go build $(GOFLAGS) $(SMALL) -ldflags '$(LDFLAGS)' -o bin/ ./cmd/vminitd ./cmd/vminitctl
 
-run: deps-run build
+kernel:
+	@kernel/build.sh $(SMALL_KERNEL)
+
+run: deps-run build $(KERNEL_DEPS)
 	@go build $(GOFLAGS) -o bin/ ./internal/vmtest/mkroot
 	@rm -rf bin/rootfs && bin/mkroot bin/rootfs
 	@bin/vminitctl run --timeline --rootfs bin/rootfs -- /bin/sh -c \
 	  'echo "Hello from a container in a microVM."; echo "kernel:   $$(uname -r)"; echo "pid 1 is: $$(readlink /proc/1/exe)"; echo "mounts:   $$(wc -l < /proc/self/mountinfo)"; id'
 
-test: deps-test build
+test: deps-test build $(KERNEL_DEPS)
 	go run $(GOFLAGS) ./internal/rungs $(if $(RUNGS),-rungs $(RUNGS)) $(if $(RUN),-run '$(value RUN)') $(if $(V),-v) $(PKG)
 
 bench: deps-bench build

@@ -3,7 +3,6 @@ package main
 import (
 	"bytes"
 	"crypto/sha256"
-	"encoding/binary"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -28,6 +27,7 @@ type guestOptions struct {
 	kernel  string // image; the newest installed one
 	initrd  string // guest image; one made of the following, kept in the cache
 	vminitd string // PID 1; the one beside this program
+	machine string // its kind, as microvm.Config has it
 
 	// needs are the modules that the guest image must have beside those it
 	// cannot serve without. Nil means all that containers may want.
@@ -51,7 +51,7 @@ func (o guestOptions) files() (guestFiles, error) {
 		}
 	} else {
 		g.Kernel = o.kernel
-		if g.Release, err = kernelRelease(o.kernel); err != nil {
+		if g.Release, err = initramfs.KernelRelease(o.kernel); err != nil {
 			return g, err
 		}
 	}
@@ -70,7 +70,9 @@ func (o guestOptions) files() (guestFiles, error) {
 	if err != nil {
 		return g, err
 	}
-	c.Modules = slices.DeleteFunc(c.Modules, isMMIO)
+	if o.machine != microvm.MachineMMIO {
+		c.Modules = slices.DeleteFunc(c.Modules, isMMIO)
+	}
 	key, err := imageKey(c)
 	if err != nil {
 		return g, err
@@ -82,8 +84,7 @@ func (o guestOptions) files() (guestFiles, error) {
 	return g, err
 }
 
-// isMMIO tells the driver of a bus that the machines of this program do not
-// have: theirs is PCI.
+// isMMIO tells the driver of a bus that only one kind of machine has.
 func isMMIO(module string) bool { return strings.HasPrefix(module, "virtio_mmio") }
 
 // unpackedKernel returns the ELF image inside a bzImage, which boots faster, from
@@ -135,15 +136,10 @@ func (o guestOptions) initramfsConfig(release string) (initramfs.Config, error) 
 			return initramfs.Config{}, err
 		}
 	}
-	c := initramfs.Config{Init: init, Compression: initramfs.None}
-	if release == "" {
+	c := initramfs.Usual(init, release)
+	if c.KernelRelease == "" {
 		return c, nil
 	}
-	if _, err := os.Stat(filepath.Join(initramfs.DefaultModulesDir, release, "modules.dep")); err != nil {
-		return c, nil
-	}
-	c.KernelRelease = release
-	c.Modules, c.LateModules, c.RestModules = initramfs.DefaultModules(), initramfs.DefaultLateModules(), initramfs.DefaultRestModules()
 	if o.needs != nil {
 		c.LateModules, c.RestModules = o.needs, nil
 	}
@@ -218,48 +214,4 @@ func hashFile(h hash.Hash, path string) error {
 	fmt.Fprintf(h, "%d\n", fi.Size())
 	_, err = io.Copy(h, f)
 	return err
-}
-
-// kernelRelease reads a bzImage's release from its header (the kernel's
-// Documentation/x86/boot.rst: kernel_version at 0x20e). For any other image it
-// is the part of the name after "vmlinu?-", or nothing.
-func kernelRelease(path string) (string, error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return "", fmt.Errorf("kernel: %w", err)
-	}
-	defer f.Close()
-	head := make([]byte, 64<<10)
-	n, err := io.ReadFull(f, head)
-	if err != nil && !errors.Is(err, io.ErrUnexpectedEOF) {
-		return "", fmt.Errorf("kernel %s: %w", path, err)
-	}
-	if release := bzImageRelease(head[:n]); release != "" {
-		return release, nil
-	}
-	name := filepath.Base(path)
-	for _, prefix := range []string{"vmlinuz-", "vmlinux-"} {
-		if release, ok := strings.CutPrefix(name, prefix); ok {
-			return release, nil
-		}
-	}
-	return "", nil
-}
-
-// bzImageRelease is the release in the first bytes of a bzImage, "" if it is
-// none.
-func bzImageRelease(head []byte) string {
-	if len(head) < 0x210 || string(head[0x202:0x206]) != "HdrS" {
-		return ""
-	}
-	offset := int(binary.LittleEndian.Uint16(head[0x20e:])) + 0x200
-	if offset == 0x200 || offset >= len(head) {
-		return ""
-	}
-	text, _, _ := strings.Cut(string(head[offset:]), "\x00")
-	release, _, _ := strings.Cut(text, " ")
-	if len(release) > 64 || !filepath.IsLocal(release) || strings.ContainsRune(release, '/') {
-		return ""
-	}
-	return release
 }

@@ -76,7 +76,7 @@ func (o guestOptions) imageFor(release string) (c initramfs.Config, err error) {
 	switch {
 	case release != "":
 	case o.kernel != "":
-		release, err = kernelRelease(o.kernel)
+		release, err = initramfs.KernelRelease(o.kernel)
 	default:
 		_, release, err = initramfs.FindKernel()
 	}

@@ -23,12 +23,13 @@ type machineOptions struct {
 func (o *machineOptions) register(f *pflag.FlagSet) {
 	f.IntVar(&o.cpus, "cpus", 1, "processors of the VM")
 	f.StringVar(&o.memory, "memory", "512M", "memory of the VM")
-	f.StringVar(&o.kernel, "kernel", "", "kernel to boot (default: the newest installed, a cloud kernel first)")
+	f.StringVar(&o.kernel, "kernel", "", "kernel to boot (default: that of $VMINIT_KERNEL, or the newest installed, a cloud kernel first)")
 	f.StringVar(&o.accel, "accel", "auto", "how to run the VM: auto, kvm or tcg")
 	f.StringVar(&o.initrd, "initrd", "", "guest image to boot (default: made and cached, see vminitctl initramfs)")
 	f.StringVar(&o.vminitd, "vminitd", "", "daemon for the guest image (default: the one beside this program)")
 	f.StringVar(&o.qemu, "qemu", "", "emulator to use (default: the one in $PATH)")
 	f.BoolVar(&o.shell, "debug-shell", false, "have the guest serve a shell to this host (vminitctl vm shell)")
+	f.StringVar(&o.machine, "machine", "", "kind of machine: microvm for QEMU's one without PCI (default: the usual one)")
 	f.StringArrayVar(&o.params, "kernel-param", nil, "add a parameter to the kernel's command line")
 }
 
@@ -45,7 +46,7 @@ func (o *machineOptions) config(debug bool, log *slog.Logger) (microvm.Config, e
 	}
 	log.Debug("accelerator", "name", accel.Name, "reason", accel.Reason)
 	c := microvm.Config{
-		QEMU: o.qemu, Params: o.params,
+		QEMU: o.qemu, Machine: o.machine, Params: o.params,
 		CPUs: o.cpus, MemoryMiB: memory, Accel: accel, Logger: log,
 	}
 	if debug {

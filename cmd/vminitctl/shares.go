@@ -53,8 +53,12 @@ func parseShare(s string) (share, error) {
 	return sh, nil
 }
 
-// prepareShares decides how each share travels: as 9p if the guest has that (no
-// if says why not), else, if it is only read, as a copy on a disk.
+// nobodyKnows9p is why a share that a copy can carry does not travel as 9p.
+const nobodyKnows9p = "it is not known whether the guest's kernel has it"
+
+// prepareShares decides how each share travels: as 9p if the guest has that
+// (no9p says why not), else, if it is only read, as a copy on a disk. What cannot
+// travel as a copy is tried as 9p if nobody knows.
 func prepareShares(ctx context.Context, args []string, no9p string, p *progress) (shares []*share, err error) {
 	defer func() {
 		if err != nil {
@@ -75,7 +79,7 @@ func prepareShares(ctx context.Context, args []string, no9p string, p *progress)
 			dir, sh.name = filepath.Split(sh.source)
 		}
 		switch {
-		case no9p == "":
+		case no9p == "" || no9p == nobodyKnows9p && !(sh.readOnly && fi.IsDir()):
 			sh.tag = fmt.Sprintf("share%d", i)
 			sh.source = filepath.Clean(dir)
 		case !sh.readOnly:
@@ -121,8 +125,12 @@ func (sh *share) bind(place string) specs.Mount {
 	return specs.Mount{Destination: sh.target, Type: "bind", Source: filepath.Join(place, sh.name), Options: options}
 }
 
-// why9pIsMissing says why a kernel cannot mount 9p; "" if it can.
+// why9pIsMissing says why a kernel cannot mount 9p; "" if it can. A kernel without
+// modules may have it built in, as our small one.
 func why9pIsMissing(release string) string {
+	if !initramfs.HasModules(release) {
+		return nobodyKnows9p
+	}
 	if hasModule(release, "9p") && hasModule(release, "9pnet_virtio") {
 		return ""
 	}

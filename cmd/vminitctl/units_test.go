@@ -17,7 +17,6 @@ import (
 	"google.golang.org/grpc/status"
 
 	guestapi "vminit/api/services/guest/v1"
-	"vminit/internal/initramfs"
 	"vminit/internal/microvm"
 	"vminit/internal/sys"
 )
@@ -84,37 +83,6 @@ func TestDeriveStreamAddress(t *testing.T) {
 		_, err := deriveStreamAddress(bad)
 		require.ErrorIs(t, err, sys.ErrInvalid, bad)
 	}
-}
-
-func TestKernelRelease(t *testing.T) {
-	image, release, err := initramfs.FindKernel()
-	if err != nil {
-		t.Skip(err)
-	}
-	got, err := kernelRelease(image)
-	require.NoError(t, err)
-	require.Equal(t, release, got)
-
-	other := filepath.Join(t.TempDir(), "vmlinux-1.2.3")
-	require.NoError(t, os.WriteFile(other, []byte("\x7fELF"), 0o600))
-	got, err = kernelRelease(other)
-	require.NoError(t, err)
-	require.Equal(t, "1.2.3", got)
-	_, err = kernelRelease("/no/such")
-	require.ErrorIs(t, err, os.ErrNotExist)
-}
-
-func FuzzBzImageRelease(f *testing.F) {
-	head := make([]byte, 0x300)
-	copy(head[0x202:], "HdrS")
-	head[0x20e] = 0x80
-	copy(head[0x280:], "6.1.0 (me)")
-	f.Add(head)
-	f.Fuzz(func(t *testing.T, head []byte) {
-		if r := bzImageRelease(head); strings.ContainsAny(r, "/ \x00") || r == ".." {
-			t.Fatalf("%q", r)
-		}
-	})
 }
 
 func TestCopyUntilKey(t *testing.T) {

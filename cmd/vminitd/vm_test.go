@@ -88,16 +88,9 @@ func image(t *testing.T) string {
 	file, err := os.Create(filepath.Join(t.TempDir(), "initramfs"))
 	require.NoError(t, err)
 	defer file.Close()
-	_, err = initramfs.Build(file, initramfs.Config{
-		Init:          staticSelf(t),
-		KernelRelease: release,
-		Modules:       initramfs.DefaultModules(),
-		LateModules:   initramfs.DefaultLateModules(),
-		RestModules:   initramfs.DefaultRestModules(),
-		Compression:   initramfs.None,
-		// Checking them is most of the time that booting takes under TCG.
-		StripSignatures: true,
-	})
+	c := initramfs.Usual(staticSelf(t), release)
+	c.StripSignatures = true // checking them is most of the time that booting takes under TCG
+	_, err = initramfs.Build(file, c)
 	require.NoError(t, err)
 	return file.Name()
 }

@@ -40,6 +40,7 @@ var mayImport = map[string][]string{
 	"internal/rungs":      {"..."},
 	"internal/syscalls":   {"..."},
 	"internal/house":      {},
+	"kernel":              {},
 }
 
 // heavy must not be linked into vminitd: each costs bytes or start time that a

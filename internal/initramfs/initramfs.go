@@ -66,6 +66,18 @@ type Config struct {
 	Compression string
 }
 
+// Usual is the image that guests usually have, not compressed because it is used
+// where it is made: for a kernel whose modules are installed under release, with
+// all that containers may want, and else, or if release is empty, with none.
+func Usual(init, release string) Config {
+	c := Config{Init: init, Compression: None}
+	if HasModules(release) {
+		c.KernelRelease = release
+		c.Modules, c.LateModules, c.RestModules = DefaultModules(), DefaultLateModules(), DefaultRestModules()
+	}
+	return c
+}
+
 // File is a host file, symbolic link or directory (with all that is in it) and
 // the absolute path it gets in the guest. Modes are kept, owners become 0:0.
 type File struct {

@@ -2,8 +2,10 @@ package initramfs
 
 import (
 	"cmp"
+	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -14,11 +16,80 @@ import (
 	"vminit/internal/sys"
 )
 
-// FindKernel finds an installed kernel to boot a guest with: its image and its
-// release. Debian's cloud kernels are preferred, they are small and boot
-// fastest; then newer ones. The image and modules.dep must be readable.
+// KernelEnv names in the environment an image to boot guests with instead of one
+// that is installed: the project's small kernel for example (make kernel).
+const KernelEnv = "VMINIT_KERNEL"
+
+// FindKernel finds a kernel to boot a guest with: its image, and the release its
+// modules are installed under, empty if there are none. It is the one that
+// [KernelEnv] names, or an installed one with modules: Debian's cloud kernels are
+// preferred, they are small and boot fastest; then newer ones. The image and
+// modules.dep must be readable.
 func FindKernel() (image, release string, err error) {
-	return findKernel("/boot", DefaultModulesDir, runtime.GOARCH)
+	if image = os.Getenv(KernelEnv); image == "" {
+		return findKernel("/boot", DefaultModulesDir, runtime.GOARCH)
+	}
+	if release, err = KernelRelease(image); err != nil {
+		return "", "", fmt.Errorf("%s: %w", KernelEnv, err)
+	}
+	if !HasModules(release) {
+		release = ""
+	}
+	return image, release, nil
+}
+
+// HasModules tells whether modules of a release are installed. A kernel that has
+// none is taken to have everything built in.
+func HasModules(release string) bool {
+	if release == "" {
+		return false
+	}
+	_, err := os.Stat(filepath.Join(DefaultModulesDir, release, "modules.dep"))
+	return err == nil
+}
+
+// KernelRelease reads a bzImage's release from its header (the kernel's
+// Documentation/x86/boot.rst: kernel_version at 0x20e). For any other image it
+// is the part of the name after "vmlinu?-", or nothing.
+func KernelRelease(path string) (string, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return "", fmt.Errorf("kernel: %w", err)
+	}
+	defer f.Close()
+	head := make([]byte, 64<<10)
+	n, err := io.ReadFull(f, head)
+	if err != nil && !errors.Is(err, io.ErrUnexpectedEOF) {
+		return "", fmt.Errorf("kernel %s: %w", path, err)
+	}
+	if release := bzImageRelease(head[:n]); release != "" {
+		return release, nil
+	}
+	name := filepath.Base(path)
+	for _, prefix := range []string{"vmlinuz-", "vmlinux-"} {
+		if release, ok := strings.CutPrefix(name, prefix); ok {
+			return release, nil
+		}
+	}
+	return "", nil
+}
+
+// bzImageRelease is the release in the first bytes of a bzImage, "" if it is
+// none.
+func bzImageRelease(head []byte) string {
+	if len(head) < 0x210 || string(head[0x202:0x206]) != "HdrS" {
+		return ""
+	}
+	offset := int(binary.LittleEndian.Uint16(head[0x20e:])) + 0x200
+	if offset == 0x200 || offset >= len(head) {
+		return ""
+	}
+	text, _, _ := strings.Cut(string(head[offset:]), "\x00")
+	release, _, _ := strings.Cut(text, " ")
+	if len(release) > 64 || !filepath.IsLocal(release) || strings.ContainsRune(release, '/') {
+		return ""
+	}
+	return release
 }
 
 func findKernel(boot, modules, arch string) (image, release string, err error) {

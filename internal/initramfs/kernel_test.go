@@ -3,6 +3,7 @@ package initramfs
 import (
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -67,5 +68,60 @@ func TestCompareReleases(t *testing.T) {
 			require.Equal(t, i < j, got < 0, "%q %q", a, b)
 			require.Equal(t, i == j, got == 0, "%q %q", a, b)
 		}
+	}
+}
+
+func TestKernelRelease(t *testing.T) {
+	image, release, err := FindKernel()
+	if err != nil {
+		t.Skip(err)
+	}
+	got, err := KernelRelease(image)
+	require.NoError(t, err)
+	require.Equal(t, release, got)
+
+	other := filepath.Join(t.TempDir(), "vmlinux-1.2.3")
+	require.NoError(t, os.WriteFile(other, []byte("\x7fELF"), 0o600))
+	got, err = KernelRelease(other)
+	require.NoError(t, err)
+	require.Equal(t, "1.2.3", got)
+	_, err = KernelRelease("/no/such")
+	require.ErrorIs(t, err, os.ErrNotExist)
+}
+
+func FuzzBzImageRelease(f *testing.F) {
+	head := make([]byte, 0x300)
+	copy(head[0x202:], "HdrS")
+	head[0x20e] = 0x80
+	copy(head[0x280:], "6.1.0 (me)")
+	f.Add(head)
+	f.Fuzz(func(t *testing.T, head []byte) {
+		if r := bzImageRelease(head); strings.ContainsAny(r, "/ \x00") || r == ".." {
+			t.Fatalf("%q", r)
+		}
+	})
+}
+
+// TestKernelEnv: a kernel without modules is given none.
+func TestKernelEnv(t *testing.T) {
+	own := filepath.Join(t.TempDir(), "vmlinux-0.0.1-own")
+	require.NoError(t, os.WriteFile(own, []byte("\x7fELF"), 0o600))
+	t.Setenv(KernelEnv, own)
+	image, release, err := FindKernel()
+	require.NoError(t, err)
+	require.Equal(t, own, image)
+	require.Empty(t, release)
+	require.Equal(t, Config{Init: "/x", Compression: None}, Usual("/x", release))
+	require.Equal(t, Config{Init: "/x", Compression: None}, Usual("/x", "0.0.1-own"))
+
+	t.Setenv(KernelEnv, "/no/such")
+	_, _, err = FindKernel()
+	require.ErrorIs(t, err, os.ErrNotExist)
+	require.ErrorContains(t, err, KernelEnv)
+
+	t.Setenv(KernelEnv, "")
+	if _, release, err := FindKernel(); err == nil {
+		require.Equal(t, DefaultLateModules(), Usual("/x", release).LateModules)
+		require.Equal(t, release, Usual("/x", release).KernelRelease)
 	}
 }

@@ -82,10 +82,7 @@ var guestImage = sync.OnceValues(func() (string, error) {
 		return "", err
 	}
 	defer f.Close()
-	_, err = initramfs.Build(f, initramfs.Config{
-		Init: daemon, KernelRelease: release, Compression: initramfs.None,
-		Modules: initramfs.DefaultModules(), LateModules: initramfs.DefaultLateModules(), RestModules: initramfs.DefaultRestModules(),
-	})
+	_, err = initramfs.Build(f, initramfs.Usual(daemon, release))
 	return f.Name(), err
 })
 

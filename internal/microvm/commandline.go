@@ -28,7 +28,7 @@ func commandLine(c Config, w wiring) []string {
 		"-nodefaults", "-no-user-config", "-no-reboot", "-display", "none",
 		// The guest is the adversary: QEMU needs no new privileges and no programs.
 		"-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny",
-		"-machine", w.arch.machine + ",memory-backend=mem",
+		"-machine", machine(c, w) + ",memory-backend=mem",
 		"-object", "memory-backend-memfd,id=mem,share=on,size=" + memory,
 		"-m", memory + hotplug(c.MaxMemoryMiB > c.MemoryMiB, ",slots=%d,maxmem=%dM", memorySlots, c.MaxMemoryMiB),
 		"-smp", strconv.Itoa(c.CPUs) + hotplug(c.MaxCPUs > c.CPUs, ",maxcpus=%d", c.MaxCPUs),
@@ -37,6 +37,9 @@ func commandLine(c Config, w wiring) []string {
 		args = append(args, "-accel", "kvm", "-cpu", "host")
 	} else {
 		args = append(args, "-accel", "tcg,thread=multi", "-cpu", "max")
+	}
+	if c.Machine == MachineMMIO {
+		args = append(args, "-global", "virtio-mmio.force-legacy=false") // vsock is of virtio 1.0
 	}
 	args = append(args,
 		"-kernel", c.Kernel, "-initrd", c.Initrd,
@@ -48,21 +51,41 @@ func commandLine(c Config, w wiring) []string {
 	if w.vsockPath != "" {
 		args = append(args,
 			"-chardev", "socket,id=vsock,path="+escape(w.vsockPath),
-			"-device", "vhost-user-vsock-pci,chardev=vsock")
+			"-device", device(c, "vhost-user-vsock", "")+",chardev=vsock")
 	} else {
 		args = append(args, "-device",
-			fmt.Sprintf("vhost-vsock-pci,disable-legacy=on,guest-cid=%d,vhostfd=%d", w.cid, w.vhostFD))
+			fmt.Sprintf("%s,guest-cid=%d,vhostfd=%d", device(c, "vhost-vsock", modern), w.cid, w.vhostFD))
 	}
 	for i, d := range c.Disks {
-		args = append(args, diskArgs(i, d, w.diskFD[i])...)
+		args = append(args, diskArgs(c, i, d, w.diskFD[i])...)
 	}
 	for i, s := range c.Shares {
-		args = append(args, shareArgs(i, s)...)
+		args = append(args, shareArgs(c, i, s)...)
 	}
 	for i := range c.HotplugSlots {
 		args = append(args, "-device", fmt.Sprintf("pcie-root-port,id=%s,chassis=%d,slot=%d", slotName(i), i+1, i+1))
 	}
 	return args
+}
+
+// machine is the machine's kind for QEMU.
+func machine(c Config, w wiring) string {
+	if c.Machine == MachineMMIO {
+		return w.arch.mmio
+	}
+	return w.arch.machine
+}
+
+// modern leaves out the PCI devices' registers from before virtio 1.0.
+const modern = ",disable-legacy=on"
+
+// device names a virtio device on the machine's bus, with options that it has on
+// PCI.
+func device(c Config, name, pci string) string {
+	if c.Machine == MachineMMIO {
+		return name + "-device"
+	}
+	return name + "-pci" + pci
 }
 
 // memorySlots is how many memory modules can be plugged in.
@@ -102,7 +125,7 @@ func kernelCommandLine(c Config, w wiring) string {
 // diskArgs puts an image on virtio-blk. It goes through a set of descriptors if
 // it was handed over as one: QEMU opens /dev/fdset/N by looking for a
 // descriptor of the right access mode in set N.
-func diskArgs(i int, d Disk, fd int) []string {
+func diskArgs(c Config, i int, d Disk, fd int) []string {
 	var args []string
 	path := d.Path
 	if fd >= 0 {
@@ -110,11 +133,11 @@ func diskArgs(i int, d Disk, fd int) []string {
 		path = fmt.Sprintf("/dev/fdset/%d", i)
 	}
 	node := "disk" + strconv.Itoa(i)
-	device := "virtio-blk-pci,disable-legacy=on,drive=" + node
+	dev := device(c, "virtio-blk", modern) + ",drive=" + node
 	if d.Serial != "" {
-		device += ",serial=" + escape(d.Serial)
+		dev += ",serial=" + escape(d.Serial)
 	}
-	return append(args, "-blockdev", blockdev(node, path, d.ReadOnly), "-device", device)
+	return append(args, "-blockdev", blockdev(node, path, d.ReadOnly), "-device", dev)
 }
 
 // blockdev describes a raw image as JSON, which needs no escaping of commas.
@@ -147,13 +170,13 @@ func newBlockNode(node, path string, readOnly bool) blockNode {
 	return blockNode{"raw", node, readOnly, blockFile{"file", path, readOnly, locking}}
 }
 
-func shareArgs(i int, s Share) []string {
+func shareArgs(c Config, i int, s Share) []string {
 	id := "share" + strconv.Itoa(i)
 	dev := "local,id=" + id + ",security_model=none,path=" + escape(s.Dir)
 	if s.ReadOnly {
 		dev += ",readonly=on"
 	}
-	return []string{"-fsdev", dev, "-device", "virtio-9p-pci,disable-legacy=on,fsdev=" + id + ",mount_tag=" + escape(s.Tag)}
+	return []string{"-fsdev", dev, "-device", device(c, "virtio-9p", modern) + ",fsdev=" + id + ",mount_tag=" + escape(s.Tag)}
 }
 
 func slotName(i int) string { return "slot" + strconv.Itoa(i) }

@@ -46,13 +46,15 @@ func TestCommandLine(t *testing.T) {
 		arch: arches["amd64"], consoleFD: 3, qmpFD: 4, qmpPath: "/run/a,b/qmp.sock",
 		vhostFD: 6, cid: 70000, diskFD: []int{5, -1},
 	}
+	mmio := large
+	mmio.Machine, mmio.HotplugSlots, mmio.MaxCPUs, mmio.MaxMemoryMiB, mmio.Accel.Name = MachineMMIO, 0, 0, 0, TCG
 	arm := own
 	arm.arch = arches["arm64"]
 	for _, tt := range []struct {
 		name string
 		c    Config
 		w    wiring
-	}{{"small", small, own}, {"large", large, kernel}, {"arm64", small, arm}} {
+	}{{"small", small, own}, {"large", large, kernel}, {"mmio", mmio, kernel}, {"arm64", small, arm}} {
 		t.Run(tt.name, func(t *testing.T) {
 			var text strings.Builder
 			for _, arg := range commandLine(tt.c, tt.w) {

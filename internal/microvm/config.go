@@ -26,6 +26,9 @@ type Config struct {
 	// StateRoot is where state directories live; empty means [StateRoot].
 	StateRoot string
 
+	// Machine is the kind of machine: empty for QEMU's with PCI, or
+	// [MachineMMIO], of which nothing can be plugged in while it runs.
+	Machine string
 	// QEMU is the emulator; empty means the one in $PATH for this processor.
 	QEMU string
 	// Kernel is a bzImage or a vmlinux with a PVH entry; Initrd the guest image.
@@ -72,6 +75,10 @@ type Share struct {
 	Dir, Tag string
 	ReadOnly bool
 }
+
+// MachineMMIO is QEMU's "microvm": no PCI, no firmware to speak of, virtio on
+// MMIO as Firecracker has it. Only x86 has it.
+const MachineMMIO = "microvm"
 
 const (
 	maxSerial = 20 // VIRTIO_BLK_ID_BYTES, virtio 1.2 section 5.2.6
@@ -125,6 +132,10 @@ func (c Config) complete() (Config, error) {
 
 func (c Config) check() error {
 	switch {
+	case c.Machine != "" && (c.Machine != MachineMMIO || arches[runtime.GOARCH].mmio == ""):
+		return sys.Unsupportedf("machine %q: there is only the usual one and, on amd64, %q", c.Machine, MachineMMIO)
+	case c.Machine == MachineMMIO && c.HotplugSlots+c.MaxCPUs+c.MaxMemoryMiB > 0:
+		return sys.Unsupportedf("machine %s: nothing can be plugged in", MachineMMIO)
 	case c.CPUs < 1 || c.CPUs > 255:
 		return sys.Invalidf("%d CPUs: want 1 to 255", c.CPUs)
 	case c.MaxCPUs != 0 && (c.MaxCPUs < c.CPUs || c.MaxCPUs > 255):
@@ -165,14 +176,15 @@ func (c Config) check() error {
 type arch struct {
 	qemu    string // the emulator's name
 	machine string
+	mmio    string // the machine of MachineMMIO, "" if there is none
 	console string // the kernel's name of the serial port
 }
 
 // q35 rather than QEMU's "microvm" machine: without KVM that one has no timer a
 // kernel can calibrate its clock by, and hangs there on a loaded host.
 var arches = map[string]arch{
-	"amd64": {"qemu-system-x86_64", "q35,smbus=off,sata=off,vmport=off", "ttyS0"},
-	"arm64": {"qemu-system-aarch64", "virt", "ttyAMA0"},
+	"amd64": {"qemu-system-x86_64", "q35,smbus=off,sata=off,vmport=off", "microvm,rtc=on,pit=on,pic=on", "ttyS0"},
+	"arm64": {"qemu-system-aarch64", "virt", "", "ttyAMA0"},
 }
 
 func findQEMU(name string) (string, error) {

@@ -23,6 +23,7 @@ var onHost = map[string]string{
 	"vminit/cmd/vminitctl":            "is the host's side",
 	"vminit/cmd/vminitd":              "is PID 1 of machines of its own",
 	"vminit/internal/house":           "asks the go command",
+	"vminit/kernel":                   "looks at files of the source",
 	"vminit/internal/initramfs":       "is the host's side",
 	"vminit/internal/microvm":         "is the host's side",
 	"vminit/internal/rootimage":       "is the host's side",

@@ -49,17 +49,20 @@ var artifacts = sync.OnceValues(func() (b built, err error) {
 	return b, err
 })
 
-// image builds a guest image that loads the given modules, too.
+// image builds a guest image that loads the given modules, too, unless the kernel
+// has none.
 func (b built) image(modules []string) (name string, err error) {
 	f, err := os.Create(filepath.Join(scratch(), "initrd-"+strings.Join(modules, "-")))
 	if err != nil {
 		return "", err
 	}
 	defer f.Close()
-	_, err = initramfs.Build(f, initramfs.Config{
-		Init: b.daemon, KernelRelease: b.release, Compression: initramfs.None, StripSignatures: true,
-		Modules: initramfs.DefaultModules(), LateModules: append(initramfs.DefaultLateModules(), modules...), RestModules: initramfs.DefaultRestModules(),
-	})
+	c := initramfs.Usual(b.daemon, b.release)
+	c.StripSignatures = true
+	if c.KernelRelease != "" {
+		c.LateModules = append(c.LateModules, modules...)
+	}
+	_, err = initramfs.Build(f, c)
 	return f.Name(), err
 }
 
