@@ -69,7 +69,9 @@ func (t *timeline) machine(marks []microvm.Mark) {
 
 // guest adds what the guest measured. asked and answered are when the host sent
 // the question and got the answer; the guest's clock is placed in their middle.
-// What was over before since is left out.
+// What was over before since is left out, what had begun is shown from there on:
+// also the kernel's start if the guest's clock has jumped, which it now and then
+// does by minutes when an emulated machine boots beside much other work.
 func (t *timeline) guest(r *guestapi.TimelineResponse, asked, answered, since time.Time) {
 	zero := asked.Add(answered.Sub(asked) / 2).Add(-time.Duration(r.NowNs))
 	for _, s := range r.Spans {
@@ -80,6 +82,9 @@ func (t *timeline) guest(r *guestapi.TimelineResponse, asked, answered, since ti
 		}
 		if end.Before(since) {
 			continue
+		}
+		if start.Before(since) {
+			start = since
 		}
 		t.add(row{Where: onGuest, Name: s.Name, Start: start, End: end, Err: s.Error})
 	}

@@ -194,6 +194,13 @@ func TestTimeline(t *testing.T) {
 	require.NoError(t, xml.Unmarshal(out.Bytes(), new(struct{})))
 	require.Equal(t, 5+1, strings.Count(out.String(), "<rect"))
 	require.Equal(t, 100*time.Millisecond, gridStep(900*time.Millisecond))
+
+	tl = timeline{}
+	tl.guest(&guestapi.TimelineResponse{NowNs: 80e9, Spans: []*guestapi.Span{{Name: "boot/kernel", EndNs: 79.7e9}, {Name: "boot/x", StartNs: 79.7e9, EndNs: 79.8e9}}}, at(1000), at(1000), at(0))
+	rows := tl.sorted()
+	require.Equal(t, at(0), rows[0].Start)
+	require.Equal(t, at(700), rows[0].End)
+	require.Equal(t, at(700), rows[1].Start)
 }
 
 // TestCommandTree makes sure that every verb explains itself and takes the
