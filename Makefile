@@ -52,7 +52,7 @@ syscalls: # the table of docs/syscalls.md
 # The reliability tests at full size (docs/reliability.md).
 soak: deps-test build
 	VMINIT_SOAK=1 go run $(GOFLAGS) ./internal/rungs -rungs root -run 'TestModel|TestFaults' ./tasksvc
-	VMINIT_SOAK=1 go run $(GOFLAGS) ./internal/rungs -rungs vm -run 'TestModel|TestLedger|TestConnectionDrops|TestBursts|TestThroughput|TestIsolation|TestThousandStreams|TestThreatSwapRace|TestOrphanFlood' ./internal/vmtest
+	VMINIT_SOAK=1 go run $(GOFLAGS) ./internal/rungs -rungs vm -run 'TestModel|TestLedger|TestConnectionDrops|TestBursts|TestThroughput|TestIsolation|TestThousandStreams|TestStalledSubscriber|TestThreatSwapRace|TestOrphanFlood' ./internal/vmtest
 
 lint:
 	@test -z "$$(gofmt -l . | tee /dev/stderr)" || { echo "run gofmt -w on these"; exit 1; }

@@ -16,6 +16,12 @@ import (
 // with no more than a root file system and namespaces of its own need not wait
 // for the network or for the last kernel modules.
 func (s *Service) awaitGuest(ctx context.Context, spec *specs.Spec, root []*types.Mount) error {
+	return awaitBoot(ctx, s.cfg.Settled, s.cfg.Complete, func(known map[string]bool) bool { return needsComplete(spec, root, known) })
+}
+
+// awaitBoot waits for settled, and for complete too if the caller's needs, by the
+// file systems that the kernel knows so far, are not met without it.
+func awaitBoot(ctx context.Context, settled, complete <-chan struct{}, needs func(known map[string]bool) bool) error {
 	wait := func(ready <-chan struct{}) error {
 		select {
 		case <-ready:
@@ -24,22 +30,18 @@ func (s *Service) awaitGuest(ctx context.Context, spec *specs.Spec, root []*type
 			return fmt.Errorf("wait for the guest to be set up: %w", ctx.Err())
 		}
 	}
-	if err := wait(s.cfg.Settled); err != nil || s.cfg.Complete == nil {
+	if err := wait(settled); err != nil || complete == nil {
 		return err
 	}
 	select {
-	case <-s.cfg.Complete:
+	case <-complete:
 		return nil
 	default:
 	}
-	known, err := os.ReadFile("/proc/filesystems")
-	if err != nil {
-		return wait(s.cfg.Complete)
-	}
-	if !needsComplete(spec, root, fileSystems(known)) {
+	if known, err := os.ReadFile("/proc/filesystems"); err == nil && !needs(fileSystems(known)) {
 		return nil
 	}
-	return wait(s.cfg.Complete)
+	return wait(complete)
 }
 
 // needsComplete reports whether a container asks for what may come last: the
@@ -49,14 +51,16 @@ func needsComplete(spec *specs.Spec, root []*types.Mount, known map[string]bool)
 	if !ownNetwork || len(spec.Linux.NetDevices) > 0 || len(spec.Linux.Devices) > 0 {
 		return true
 	}
-	late := func(fsType string, options []string) bool {
-		fsType = fsType[strings.LastIndexByte(fsType, '/')+1:] // format/mkdir/TYPE
-		bind := fsType == "" || fsType == "none" || fsType == "bind" || fsType == "rbind" ||
-			slices.Contains(options, "bind") || slices.Contains(options, "rbind")
-		return !bind && fsType != "cgroup" && !known[fsType] || slices.Contains(options, "loop")
-	}
-	return slices.ContainsFunc(root, func(m *types.Mount) bool { return late(m.Type, m.Options) }) ||
-		slices.ContainsFunc(spec.Mounts, func(m specs.Mount) bool { return late(m.Type, m.Options) })
+	return slices.ContainsFunc(root, func(m *types.Mount) bool { return lateMount(m.Type, m.Options, known) }) ||
+		slices.ContainsFunc(spec.Mounts, func(m specs.Mount) bool { return lateMount(m.Type, m.Options, known) })
+}
+
+// lateMount reports whether a mount needs a module that may not be there yet.
+func lateMount(fsType string, options []string, known map[string]bool) bool {
+	fsType = fsType[strings.LastIndexByte(fsType, '/')+1:] // format/mkdir/TYPE
+	bind := fsType == "" || fsType == "none" || fsType == "bind" || fsType == "rbind" ||
+		slices.Contains(options, "bind") || slices.Contains(options, "rbind")
+	return !bind && fsType != "cgroup" && !known[fsType] || slices.Contains(options, "loop")
 }
 
 // fileSystems reads /proc/filesystems, proc_filesystems(5): "nodev" or nothing,

@@ -3,6 +3,7 @@ package tasksvc
 import (
 	"errors"
 	"fmt"
+	"os"
 	"path"
 	"strconv"
 	"strings"
@@ -24,17 +25,33 @@ type containerRoot struct {
 	uids, gids []specs.LinuxIDMapping
 }
 
-// openContainerRoot opens the root of a container's init. The pid is its own as
-// long as it is not reaped, which WhileAlive holds off.
-func openContainerRoot(init *nsexec.Process, uids, gids []specs.LinuxIDMapping) (*containerRoot, error) {
-	r := &containerRoot{fd: -1, uids: uids, gids: gids}
-	err := init.WhileAlive(func(pid int) (err error) {
-		r.fd, err = unix.Open("/proc/"+strconv.Itoa(pid)+"/root", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+// openRoot opens the root of a process (O_PATH). The pid is its own as long as it
+// is not reaped, which WhileAlive holds off. A process that is ending has no root
+// any more (ENOENT) some time before it can be waited for; that is ErrState.
+func openRoot(p *nsexec.Process) (fd int, err error) {
+	err = p.WhileAlive(func(pid int) (err error) {
+		fd, err = unix.Open("/proc/"+strconv.Itoa(pid)+"/root", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 		return err
 	})
-	if err != nil {
-		return nil, fmt.Errorf("open the container's root: %w", err)
+	if err == unix.ENOENT {
+		err = os.ErrProcessDone
 	}
+	if err == nil {
+		return fd, nil
+	}
+	if err == os.ErrProcessDone {
+		err = sys.Mark(sys.ErrState, err)
+	}
+	return -1, fmt.Errorf("open the container's root: %w", err)
+}
+
+// openContainerRoot opens the root of a container's init.
+func openContainerRoot(init *nsexec.Process, uids, gids []specs.LinuxIDMapping) (*containerRoot, error) {
+	fd, err := openRoot(init)
+	if err != nil {
+		return nil, err
+	}
+	r := &containerRoot{fd: fd, uids: uids, gids: gids}
 	// A child whose root is still ours would be the end of all confinement.
 	var here, there unix.Statx_t
 	err = unix.Statx(unix.AT_FDCWD, "/", 0, unix.STATX_MNT_ID, &here)

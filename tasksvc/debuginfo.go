@@ -110,6 +110,7 @@ func zombies() ([]*guestapi.Zombie, error) {
 type procStat struct {
 	pid, ppid   uint32
 	comm, state string
+	flags       uint64 // PF_* of include/linux/sched.h; 0 if the line is cut short
 }
 
 func readStat(name string) (procStat, error) {
@@ -132,7 +133,11 @@ func parseStat(data []byte) (procStat, error) {
 		return procStat{}, fmt.Errorf("stat %q: too short", data)
 	}
 	ppid, err := strconv.ParseUint(rest[1], 10, 32)
-	return procStat{pid: uint32(pid), ppid: uint32(ppid), comm: string(data[open+1 : end]), state: rest[0]}, err
+	st := procStat{pid: uint32(pid), ppid: uint32(ppid), comm: string(data[open+1 : end]), state: rest[0]}
+	if len(rest) > 6 && err == nil {
+		st.flags, err = strconv.ParseUint(rest[6], 10, 64)
+	}
+	return st, err
 }
 
 func memory() *guestapi.Memory {

@@ -28,13 +28,9 @@ const maxReads = 4
 // inside its root and must be regular and small; a user it does not have lives
 // in "/".
 func (c *container) homeOf(ctx context.Context, p *nsexec.Process, uid uint32) (string, error) {
-	root := -1
-	err := p.WhileAlive(func(pid int) (err error) {
-		root, err = unix.Open("/proc/"+strconv.Itoa(pid)+"/root", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-		return err
-	})
+	root, err := openRoot(p)
 	if err != nil {
-		return "", fmt.Errorf("open the container's root: %w", err)
+		return "", err
 	}
 	data, err := []byte(nil), error(unix.EXDEV)
 	if c.onRootFS(root) {

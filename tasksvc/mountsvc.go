@@ -21,6 +21,8 @@ const maxMounts = 1024
 // Mounts is the Mount service: file systems mounted in the guest itself, for
 // several containers to share. It unmounts nothing but what it has mounted.
 type Mounts struct {
+	settled, complete <-chan struct{} // of the guest's boot, see Config
+
 	mu   sync.Mutex // guards done, and is held while mounting and unmounting
 	done []mounted  // in the order they were mounted
 }
@@ -32,8 +34,12 @@ type mounted struct {
 	made   []string // directories made for it, outermost first
 }
 
-// NewMounts returns the service.
-func NewMounts() *Mounts { return &Mounts{} }
+// NewMounts returns the service. settled and complete are Config's: a host may
+// mount before it asks for a container, and what it mounts may need a module that
+// is loaded late.
+func NewMounts(settled, complete <-chan struct{}) *Mounts {
+	return &Mounts{settled: settled, complete: complete}
+}
 
 // Register adds the service to srv.
 func (m *Mounts) Register(srv *ttrpc.Server) { mountapi.RegisterTTRPCMountService(srv, m) }
@@ -41,6 +47,12 @@ func (m *Mounts) Register(srv *ttrpc.Server) { mountapi.RegisterTTRPCMountServic
 // MountAll implements Mount.MountAll.
 func (m *Mounts) MountAll(ctx context.Context, req *mountapi.MountAllRequest) (*mountapi.MountAllResponse, error) {
 	plans := make([]mountPlan, 0, min(len(req.Mounts), maxMounts))
+	err := awaitBoot(ctx, m.settled, m.complete, func(known map[string]bool) bool {
+		return slices.ContainsFunc(req.Mounts, func(s *mountapi.MountSpec) bool { return lateMount(s.GetType(), s.GetOptions(), known) })
+	})
+	if err != nil {
+		return nil, err
+	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if len(req.Mounts)+len(m.done) > maxMounts {

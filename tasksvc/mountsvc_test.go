@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
@@ -117,7 +118,7 @@ func isMounted(t *testing.T, path string) bool {
 
 func TestMountAndUnmount(t *testing.T) {
 	dir := privateMounts(t)
-	m := NewMounts()
+	m := newMounts()
 	a, b, f := filepath.Join(dir, "x/y/a"), filepath.Join(dir, "b"), filepath.Join(dir, "x/file")
 	require.NoError(t, os.WriteFile(filepath.Join(dir, "source"), []byte("data"), 0o644))
 
@@ -156,7 +157,7 @@ func TestMountAndUnmount(t *testing.T) {
 // TestUnmountOnlyOurs: mounts of others are neither unmounted nor uncovered.
 func TestUnmountOnlyOurs(t *testing.T) {
 	dir := privateMounts(t)
-	m := NewMounts()
+	m := newMounts()
 	other := filepath.Join(dir, "other")
 	require.NoError(t, os.Mkdir(other, 0o755))
 	require.NoError(t, unix.Mount("tmpfs", other, "tmpfs", 0, ""))
@@ -185,7 +186,7 @@ func TestUnmountOnlyOurs(t *testing.T) {
 // was there before stays.
 func TestMountAllRollsBack(t *testing.T) {
 	dir := privateMounts(t)
-	m := NewMounts()
+	m := newMounts()
 	kept := filepath.Join(dir, "kept")
 	require.NoError(t, mountAll(m, &mountapi.MountSpec{Type: "tmpfs", Target: kept}))
 	require.NoError(t, os.WriteFile(filepath.Join(dir, "plain"), nil, 0o644))
@@ -217,4 +218,31 @@ func TestMountAllRollsBack(t *testing.T) {
 	_, err = m.MountAll(ctx, &mountapi.MountAllRequest{Mounts: []*mountapi.MountSpec{good}})
 	require.ErrorIs(t, err, context.Canceled)
 	require.NoError(t, unmountAll(m))
+}
+
+// newMounts is the service of a guest that has booted.
+func newMounts() *Mounts {
+	settled := make(chan struct{})
+	close(settled)
+	return NewMounts(settled, nil)
+}
+
+// A mount whose file system the kernel does not know yet waits for the rest of
+// the boot; others do not.
+func TestMountsWaitForModules(t *testing.T) {
+	settled, complete := make(chan struct{}), make(chan struct{})
+	m := NewMounts(settled, complete)
+	ask := func(fsType string) error {
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
+		defer cancel()
+		_, err := m.MountAll(ctx, &mountapi.MountAllRequest{Mounts: []*mountapi.MountSpec{{Type: fsType, Target: "relative"}}})
+		return err
+	}
+	const waited = "wait for the guest to be set up"
+	require.ErrorContains(t, ask("tmpfs"), waited)
+	close(settled)
+	require.ErrorContains(t, ask("tmpfs"), "relative", "it has got as far as looking at the target")
+	require.ErrorContains(t, ask("nosuchfs"), waited)
+	close(complete)
+	require.ErrorContains(t, ask("nosuchfs"), "relative")
 }

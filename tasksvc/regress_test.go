@@ -1,6 +1,7 @@
 package tasksvc
 
 import (
+	"errors"
 	"slices"
 	"testing"
 	"time"
@@ -113,4 +114,40 @@ func (h *host) killed(id string) {
 	require.NoError(h.t, err)
 	_, err = h.Wait(h.ctx(), &taskv3.WaitRequest{ID: id})
 	require.NoError(h.t, err)
+}
+
+// An exec that is started while init is ending, which takes as long as any
+// process of its pid namespace has not been reaped, is told so.
+func TestStartInDying(t *testing.T) {
+	h := newHost(t)
+	h.started("c1", "sleep 1000")
+	h.promise("c1", "held", `["sleep","1000"]`)
+	_, err := h.Start(h.ctx(), &taskv3.StartRequest{ID: "c1", ExecID: "held"})
+	require.NoError(t, err)
+	h.promise("c1", "before", `["true"]`)
+	c := h.containers[containerKey{"default", "c1"}]
+	held, letGo := make(chan struct{}), make(chan struct{})
+	go c.execs["held"].handle.WhileAlive(func(int) error { // it is not reaped meanwhile
+		close(held)
+		<-letGo
+		return nil
+	})
+	<-held
+	_, err = h.Kill(h.ctx(), &taskv3.KillRequest{ID: "c1", Signal: 9})
+	require.NoError(t, err)
+	require.Eventually(t, func() bool {
+		_, err := openRoot(c.init.handle)
+		return errors.Is(err, sys.ErrState)
+	}, 10*time.Second, time.Millisecond)
+	h.promise("c1", "home", `["true"]`) // looks HOME up, in a root that is gone
+	for _, id := range []string{"before", "home"} {
+		_, err = h.Start(h.ctx(), &taskv3.StartRequest{ID: "c1", ExecID: id})
+		require.ErrorIs(t, err, sys.ErrState, "%s: %v", id, err)
+	}
+	require.False(t, c.init.handle.Reaped(), "it was ending all the time")
+	close(letGo)
+	w, err := h.Wait(h.ctx(), &taskv3.WaitRequest{ID: "c1"})
+	require.NoError(t, err)
+	require.Equal(t, uint32(137), w.ExitStatus)
+	h.delete("c1")
 }

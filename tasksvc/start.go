@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
+	"strconv"
 	"time"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
@@ -99,8 +101,8 @@ func (c *container) startExec(ctx context.Context, p *process) (uint32, error) {
 }
 
 // dies reports whether the start of an exec failed because the container's init
-// was ending, which shows in many ways (ESRCH, ENOENT, ENOMEM) a moment before
-// the init can be waited for.
+// was ending, which shows in many ways (ESRCH, ENOENT, ENOMEM) before the init can
+// be waited for: that is only when all others in its pid namespace are gone.
 func (c *container) dies(failure error) bool {
 	var step *nsexec.StepError
 	switch {
@@ -108,6 +110,8 @@ func (c *container) dies(failure error) bool {
 		return true
 	case errors.As(failure, &step) && step.Syscall == "": // the program is not there, say
 		return c.init.handle.Reaped()
+	case exiting(c.init.handle):
+		return true
 	}
 	select {
 	case <-c.init.handle.Done():
@@ -118,6 +122,19 @@ func (c *container) dies(failure error) bool {
 }
 
 const dyingTime = 20 * time.Millisecond
+
+// pfExiting is PF_EXITING of include/linux/sched.h: the process is in do_exit.
+const pfExiting = 4
+
+// exiting reports whether a process has ended or is about to.
+func exiting(p *nsexec.Process) bool {
+	var st procStat
+	err := p.WhileAlive(func(pid int) (err error) {
+		st, err = readStat("/proc/" + strconv.Itoa(pid) + "/stat")
+		return err
+	})
+	return err == os.ErrProcessDone || err == nil && st.flags&pfExiting != 0
+}
 
 // mayExec says whether the container takes a new process. The caller holds mu.
 func (c *container) mayExec() error {

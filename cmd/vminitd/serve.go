@@ -106,7 +106,7 @@ func serve(c serviceConfig) (*services, error) {
 		tasksvc.NewTransfer(s.tasks, s.hub).Register,
 		tasksvc.NewSystem(c.Version, "/sys").Register,
 		tasksvc.NewEvents(s.events, c.Log).Register,
-		tasksvc.NewMounts().Register,
+		tasksvc.NewMounts(c.Settled, c.Complete).Register,
 		s.guest.Register,
 	)
 	if err != nil {
