@@ -83,7 +83,7 @@ fi
 export KBUILD_BUILD_USER=vminit KBUILD_BUILD_HOST=vminit KBUILD_BUILD_VERSION=1
 KBUILD_BUILD_TIMESTAMP=$(date -u -r "/usr/src/$source.tar.xz")
 export KBUILD_BUILD_TIMESTAMP
-say "building (some 10 minutes of two processors; log: $log)"
+say "building (some 13 minutes of a processor; log: $log)"
 quietly nice -n 10 make -j"${JOBS:-$(nproc)}" O="$BUILD/out" bzImage
 mkdir -p "$done"
 cp "$config" "$done/config"

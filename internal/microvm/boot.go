@@ -78,6 +78,9 @@ func (vm *VM) start(ctx context.Context) (err error) {
 		arch: arches[runtime.GOARCH], qmpPath: vm.dir.file(qmpSock),
 		vsockPath: vm.link.path, cid: vm.link.cid,
 	}
+	if vm.cfg.Machine == MachineMMIO && vm.cfg.Accel.Name == TCG {
+		w.tscKHz = tscKHz()
+	}
 	if vm.qemu, err = startEmulator(vm.cfg, w, vm.dir.file(qemuLogFile), vm.link.vhost); err != nil {
 		return err
 	}

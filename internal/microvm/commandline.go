@@ -15,6 +15,8 @@ type wiring struct {
 	qmpPath   string // QMP socket for other processes
 	diskFD    []int  // by disk; -1 for those with a path
 
+	tscKHz uint64 // what the guest cannot measure itself; 0 if it can
+
 	vsockPath string // socket of our own vsock device, or
 	vhostFD   int    // an open /dev/vhost-vsock
 	cid       uint32
@@ -110,6 +112,9 @@ func kernelCommandLine(c Config, w wiring) string {
 	params := []string{
 		"console=" + w.arch.console, "quiet", "loglevel=3", "panic=-1", "net.ifnames=0", "cgroup_no_v1=all",
 		"cryptomgr.notests", "noreplace-smp", "no_timer_check", "random.trust_cpu=on", "GODEBUG=disablethp=1",
+	}
+	if w.tscKHz != 0 {
+		params = append(params, "tsc_early_khz="+strconv.FormatUint(w.tscKHz, 10))
 	}
 	params = append(params, c.Params...)
 	flags := c.Flags

@@ -180,8 +180,9 @@ type arch struct {
 	console string // the kernel's name of the serial port
 }
 
-// q35 rather than QEMU's "microvm" machine: without KVM that one has no timer a
-// kernel can calibrate its clock by, and hangs there on a loaded host.
+// q35 rather than QEMU's "microvm" machine, which has no timer but the PIT: without
+// KVM a kernel on a loaded host cannot calibrate its clock by that and hangs, so
+// it is told how fast the TSC runs. Nothing can be plugged in there either.
 var arches = map[string]arch{
 	"amd64": {"qemu-system-x86_64", "q35,smbus=off,sata=off,vmport=off", "microvm,rtc=on,pit=on,pic=on", "ttyS0"},
 	"arm64": {"qemu-system-aarch64", "virt", "", "ttyAMA0"},

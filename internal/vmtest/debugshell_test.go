@@ -56,12 +56,13 @@ func TestDebugShell(t *testing.T) {
 	require.NoError(t, err)
 	image, err := os.Create(filepath.Join(t.TempDir(), "initrd"))
 	require.NoError(t, err)
-	_, err = initramfs.Build(image, initramfs.Config{
-		Init: a.daemon, KernelRelease: a.release, Compression: initramfs.None, StripSignatures: true,
-		Modules: initramfs.DefaultModules(), LateModules: initramfs.DefaultLateModules(),
-		RestModules: append(initramfs.DefaultRestModules(), "vsock_loopback"),
-		Add:         []initramfs.File{{Src: "/bin/busybox", Dst: "/bin/sh"}},
-	})
+	c := initramfs.Usual(a.daemon, a.release)
+	c.StripSignatures = true
+	c.Add = []initramfs.File{{Src: "/bin/busybox", Dst: "/bin/sh"}}
+	if c.KernelRelease != "" {
+		c.RestModules = append(c.RestModules, "vsock_loopback")
+	}
+	_, err = initramfs.Build(image, c)
 	require.NoError(t, err)
 	require.NoError(t, image.Close())
 	g := Boot(t, func(c *microvm.Config) {
