@@ -22,6 +22,7 @@ type daemon struct {
 	log      *slog.Logger
 	timeline *boot.Timeline
 	end      *ending
+	began    time.Duration // of CLOCK_MONOTONIC
 	// settled is closed when the guest is ready for plain containers, completed
 	// when boot is over.
 	settled, completed chan struct{}
@@ -44,16 +45,22 @@ func newDaemon(args []string) *daemon {
 		log:       con.logger(opts.Debug),
 		timeline:  new(boot.Timeline),
 		end:       newEnding(),
+		began:     began,
 		settled:   make(chan struct{}),
 		completed: make(chan struct{}),
 	}
 	watchSignals(d.end, d.log, opts)
 	d.timeline.Add(boot.Entry{Name: "kernel", End: began})
-	d.log.Info("vminitd starts", "version", version, "pid", os.Getpid(), "at", began)
 	for _, w := range warnings {
 		d.log.Warn("command line: " + w)
 	}
 	return d
+}
+
+// announce logs that the daemon has started. In a guest that is worth no time
+// before it serves.
+func (d *daemon) announce() {
+	d.log.Info("vminitd starts", "version", version, "pid", os.Getpid(), "at", d.began)
 }
 
 func (d *daemon) serviceConfig() serviceConfig {

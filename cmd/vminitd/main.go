@@ -96,6 +96,7 @@ func (d *daemon) runGuest() {
 // settle does what serving does not need but every container does. The modules
 // come first: what they find, disks above all, takes its time without us.
 func (d *daemon) settle(r *boot.Runner, mounted []*mountinfo.Info) (cmdline []boot.Param, plan netup.Plan) {
+	d.announce()
 	modules := inBackground(func() {
 		r.Optional("load late modules", func() error { return boot.LoadModules(r, boot.ModuleListLate) })
 	})

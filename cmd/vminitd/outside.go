@@ -17,6 +17,7 @@ import (
 // 3.4). It returns the exit status.
 func (d *daemon) runOutsideVM() int {
 	defer d.flush()
+	d.announce()
 	r := &boot.Runner{Timeline: d.timeline, Log: d.log}
 	r.Optional("subreaper", becomeSubreaper)
 	if os.Geteuid() == 0 {

@@ -4,8 +4,10 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"io"
 	"os"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -14,6 +16,7 @@ import (
 	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/emptypb"
 
+	guestapi "vminit/api/services/guest/v1"
 	"vminit/internal/initramfs"
 	"vminit/internal/microvm"
 )
@@ -25,44 +28,58 @@ const (
 	maxImage   = 5 << 20  // bytes of an initramfs without modules, compressed
 	maxIdleRSS = 10 << 20 // bytes resident in a guest that does nothing
 
-	// maxServing is how long it may take from main until the ports are open, as a
-	// part of the time from the kernel's start to main in the same boot. (The
-	// first answer competes with the rest of the boot for the CPU and is logged.)
-	maxServing = 0.15
+	// maxAnswered is how long it may take from main until the first call has been
+	// answered to its last byte, as a part of the kernel's own time until then.
+	maxAnswered = 0.15
 )
 
-// The best of three boots on one CPU counts: a boot that shares the machine with
-// other work loses more time in its many small waits than the kernel does.
-func TestServesSoon(t *testing.T) {
+// TestAnswersSoon: the median of boots on one CPU, by the guest's own clocks. How
+// long the kernel took to main includes executing vminitd and what Go does before
+// main; what the kernel's log says of that is logged.
+func TestAnswersSoon(t *testing.T) {
 	Require(t)
-	best := 1.0
-	for range 3 {
+	var all []float64
+	for range 5 {
 		g := Boot(t, func(c *microvm.Config) { c.CPUs, c.MemoryMiB = 1, 512 })
 		ctx := Context(t)
-		began := time.Now()
 		_, err := g.System.Info(ctx, &emptypb.Empty{})
 		require.NoError(t, err)
-		answer := time.Since(began)
 		tl, err := g.API.Timeline(ctx, &emptypb.Empty{})
 		require.NoError(t, err)
-		var kernel, serving time.Duration
+		at := map[string]time.Duration{}
 		for _, s := range tl.Spans {
-			switch s.Name {
-			case "boot/kernel":
-				kernel = time.Duration(s.EndNs)
-			case "boot/serving":
-				serving = time.Duration(s.EndNs)
-			}
+			at[s.Name] = time.Duration(s.EndNs)
 		}
-		require.NotZero(t, kernel)
-		require.NotZero(t, serving)
-		ratio := float64(serving-kernel) / float64(kernel)
-		t.Logf("kernel %v, then %v until it serves: %.1f %%; %v to an answer", kernel, serving-kernel, 100*ratio, answer)
-		if best = min(best, ratio); best <= maxServing {
-			return
+		kernel, serving, answered, exec := at["boot/kernel"], at["boot/serving"], at["boot/first answer"], g.executed(ctx, t)
+		require.NotZero(t, exec)
+		require.Less(t, exec, kernel)
+		require.Less(t, kernel, serving)
+		require.Less(t, serving, answered)
+		part := func(to, from time.Duration) float64 { return 100 * float64(to-from) / float64(from) }
+		t.Logf("kernel %v to exec, %v to main; serving after %v (%.1f %% of main), answered after %v (%.1f %%; %.1f %% from exec)", exec.Round(time.Millisecond),
+			(kernel - exec).Round(time.Millisecond), (serving - kernel).Round(time.Millisecond), part(serving, kernel), (answered - kernel).Round(time.Millisecond), part(answered, kernel), part(answered, exec))
+		all = append(all, part(answered, kernel)/100)
+		require.NoError(t, g.Shutdown()) // one guest at a time
+	}
+	slices.Sort(all)
+	require.LessOrEqual(t, all[len(all)/2], maxAnswered, "%v", all)
+}
+
+// executed is when the kernel executed PID 1, as its log has it.
+func (g *Guest) executed(ctx context.Context, t *testing.T) (at time.Duration) {
+	t.Helper()
+	log, err := g.API.KernelLog(ctx, &guestapi.KernelLogRequest{})
+	require.NoError(t, err)
+	for {
+		r, err := log.Recv()
+		if err != nil {
+			require.ErrorIs(t, err, io.EOF)
+			return at
+		}
+		if strings.HasPrefix(r.Text, "Run /init as init process") {
+			at = time.Duration(r.TimestampUs) * time.Microsecond
 		}
 	}
-	require.LessOrEqual(t, best, maxServing)
 }
 
 func TestSizes(t *testing.T) {
