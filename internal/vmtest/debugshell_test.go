@@ -6,7 +6,6 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
-	"strings"
 	"testing"
 	"time"
 
@@ -106,13 +105,13 @@ func TestDebugShell(t *testing.T) {
 	require.NoError(t, err)
 	require.NotContains(t, string(rest), "never")
 
-	// Who hangs up ends the shell and what it runs.
+	// Who hangs up ends the shell and what it runs in the foreground.
 	s = dial()
-	s.say(t, "sleep 1000 & echo pids-$$-$!-\r")
-	pids := strings.Split(s.expect(t, `pids-(\d+-\d+)-`), "-")
+	s.say(t, "echo pid-$$-; sleep 1000\r")
+	pid := s.expect(t, `pid-(\d+)-`)
 	require.NoError(t, s.Close())
 	s = dial()
-	s.say(t, fmt.Sprintf("while kill -0 %s || kill -0 %s; do usleep 10000; done 2>/dev/null; echo gone-$((2+2))\r", pids[0], pids[1]))
+	s.say(t, fmt.Sprintf("while kill -0 %s || grep -q ^sleep /proc/[0-9]*/comm; do usleep 10000; done 2>/dev/null; echo gone-$((2+2))\r", pid))
 	s.expect(t, `(gone-4)`)
 
 	// A guest without a shell says so.

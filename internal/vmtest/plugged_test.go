@@ -8,6 +8,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/containerd/containerd/api/types"
 	"github.com/stretchr/testify/require"
 	"google.golang.org/protobuf/types/known/emptypb"
 
@@ -21,19 +22,21 @@ import (
 func TestPlugged(t *testing.T) {
 	Require(t)
 	dir := t.TempDir()
-	small, swap := filepath.Join(dir, "small"), filepath.Join(dir, "swap")
-	out, err := exec.Command("mkfs.ext4", "-q", small, "16M").CombinedOutput()
-	require.NoError(t, err, "%s", out)
-	require.NoError(t, os.Truncate(small, 64<<20))
+	small, layer, swap := filepath.Join(dir, "small"), filepath.Join(dir, "layer"), filepath.Join(dir, "swap")
+	for _, disk := range []string{small, layer} {
+		out, err := exec.Command("mkfs.ext4", "-q", disk, "16M").CombinedOutput()
+		require.NoError(t, err, "%s", out)
+		require.NoError(t, os.Truncate(disk, 64<<20))
+	}
 	f, err := os.Create(swap)
 	require.NoError(t, err)
 	require.NoError(t, f.Truncate(32<<20))
 	require.NoError(t, f.Close())
-	out, err = exec.Command("mkswap", swap).CombinedOutput()
+	out, err := exec.Command("mkswap", swap).CombinedOutput()
 	require.NoError(t, err, "%s", out)
 
 	g := Boot(t, func(c *microvm.Config) {
-		c.Disks = append(c.Disks, microvm.Disk{Path: small, Serial: "small"}, microvm.Disk{Path: swap, Serial: "swap"})
+		c.Disks = append(c.Disks, microvm.Disk{Path: small, Serial: "small"}, microvm.Disk{Path: swap, Serial: "swap"}, microvm.Disk{Path: layer, Serial: "layer"})
 		c.MaxCPUs, c.Flags = c.CPUs+1, append(c.Flags, "-online-cpus")
 		c.Params = append(c.Params, "systemd.swap-extra=/dev/disk/by-id/virtio-swap:pri=7")
 	})
@@ -58,6 +61,18 @@ func TestPlugged(t *testing.T) {
 	g.plugCPU(ctx, t)
 	g.sh(ctx, t, look, eventually("grep -q ^0-2$ /sys/devices/system/cpu/online"))
 
+	blocks := func(disk string) int { // bytes of its file system
+		out, err := exec.Command("dumpe2fs", "-h", disk).Output()
+		require.NoError(t, err)
+		number := func(field string) int {
+			_, rest, _ := strings.Cut(string(out), field)
+			line, _, _ := strings.Cut(strings.TrimSpace(rest), "\n")
+			n, err := strconv.Atoi(line)
+			require.NoError(t, err)
+			return n
+		}
+		return number("Block count:") * number("Block size:")
+	}
 	mounts := mountapi.NewTTRPCMountClient(g.Client)
 	size := func(options ...string) int {
 		_, err := mounts.MountAll(ctx, &mountapi.MountAllRequest{Mounts: []*mountapi.MountSpec{
@@ -67,23 +82,23 @@ func TestPlugged(t *testing.T) {
 		require.NoError(t, err)
 		_, err = mounts.UnmountAll(ctx, &mountapi.UnmountAllRequest{})
 		require.NoError(t, err)
-		out, err := exec.Command("dumpe2fs", "-h", small).Output()
-		require.NoError(t, err)
-		_, rest, _ := strings.Cut(string(out), "Block count:")
-		line, _, _ := strings.Cut(strings.TrimSpace(rest), "\n")
-		n, err := strconv.Atoi(line)
-		require.NoError(t, err)
-		_, rest, _ = strings.Cut(string(out), "Block size:")
-		line, _, _ = strings.Cut(strings.TrimSpace(rest), "\n")
-		block, err := strconv.Atoi(line)
-		require.NoError(t, err)
-		return n * block
+		return blocks(small)
 	}
 	require.Equal(t, 16<<20, size())
 	require.Equal(t, 64<<20, size("x-systemd.growfs"))
 	require.Equal(t, 64<<20, size("x-systemd.growfs"), "nothing to do")
 	out, err = exec.Command("e2fsck", "-fn", small).CombinedOutput()
 	require.NoError(t, err, "%s", out)
+
+	// As one of the mounts that a container's root is made of.
+	root := RootMounts()
+	grown := append(root[:1:1], &types.Mount{Type: "ext4", Source: "/dev/disk/by-id/virtio-layer", Options: []string{"x-systemd.growfs"}}, root[2])
+	r, err := g.RunAt(ctx, Spec("/bin/sh", "-c", "df -k / | tail -1"), grown)
+	require.NoError(t, err)
+	require.Zero(t, r.Code, r.Stderr)
+	_, err = g.API.Sync(ctx, &guestapi.SyncRequest{})
+	require.NoError(t, err)
+	require.Equal(t, 64<<20, blocks(layer), r.Stdout)
 
 	// What cannot be grown is refused, and nothing is left of it.
 	_, err = mounts.MountAll(ctx, &mountapi.MountAllRequest{Mounts: []*mountapi.MountSpec{
