@@ -44,11 +44,13 @@ func TestAnswersSoon(t *testing.T) {
 		ctx := Context(t)
 		_, err := g.System.Info(ctx, &emptypb.Empty{})
 		require.NoError(t, err)
-		tl, err := g.API.Timeline(ctx, &emptypb.Empty{})
-		require.NoError(t, err)
 		at := map[string]time.Duration{}
-		for _, s := range tl.Spans {
-			at[s.Name] = time.Duration(s.EndNs)
+		for at["boot/first answer"] == 0 { // the host may have read it before the guest notes that it is written
+			tl, err := g.API.Timeline(ctx, &emptypb.Empty{})
+			require.NoError(t, err)
+			for _, s := range tl.Spans {
+				at[s.Name] = time.Duration(s.EndNs)
+			}
 		}
 		kernel, serving, answered, exec := at["boot/kernel"], at["boot/serving"], at["boot/first answer"], g.executed(ctx, t)
 		require.NotZero(t, exec)
