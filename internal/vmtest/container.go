@@ -114,7 +114,7 @@ func (g *Guest) openStdio(ctx context.Context, stdin, terminal bool) (p *Process
 		}
 		uri, c, err := g.Stream(ctx)
 		if err != nil {
-			return nil, err
+			return p, err
 		}
 		context.AfterFunc(ctx, func() { c.Close() }) // nobody reads for ever
 		p.uris[i], p.conns[i] = uri, c
@@ -254,9 +254,10 @@ func (g *Guest) Exec(ctx context.Context, id string, spec *specs.Process, stdin 
 	return p, nil
 }
 
-// Context ends with the test or after a minute or so.
+// Context ends with the test or after a time that a guest under emulation on a
+// busy machine does not need: 64 MiB may take it a minute.
 func Context(t interface{ Cleanup(func()) }) context.Context {
-	ctx, cancel := context.WithTimeout(context.Background(), 100*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), 4*time.Minute)
 	t.Cleanup(cancel)
 	return ctx
 }
