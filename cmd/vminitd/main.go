@@ -41,7 +41,6 @@ func main() {
 func (d *daemon) runGuest() {
 	defer d.powerOffOnPanic()
 	r := &boot.Runner{Timeline: d.timeline, Log: d.log, Fatal: d.die}
-	r.Optional("end on a crash", power.OnCrash)
 
 	// The root comes first, see MakeRootPivotable. The modules of the vsock
 	// transport take longest and load while what serving needs is mounted.
@@ -58,6 +57,9 @@ func (d *daemon) runGuest() {
 		}
 		return boot.MakeRootPivotable(mounted)
 	})
+	// Who is in the kernel for long holds a P of Go's, and so does work that gives
+	// way to requests: there is one more until the guest has settled.
+	runtime.GOMAXPROCS(runtime.GOMAXPROCS(0) + 1)
 	modules := inBackground(func() {
 		r.Optional("load modules", func() error { return boot.LoadModules(r, boot.ModuleList) })
 	})
@@ -65,20 +67,18 @@ func (d *daemon) runGuest() {
 	r.Optional("console", boot.AttachConsole)
 	r.Optional("hide memory", boot.HideMemory)
 	r.Optional("oom score", boot.SparedByOOM)
-	<-modules
 
 	var s *services
 	r.Required("serve", func() (err error) {
-		s, err = serve(d.serviceConfig())
+		c := d.serviceConfig()
+		c.Transport = modules
+		s, err = serve(c)
 		return err
 	})
 	d.timeline.Mark("serving")
 	inBackground(func() {
 		var cmdline []boot.Param
 		var plan netup.Plan
-		// Work that gives way to requests holds a P of Go's while it does: they
-		// need one, too.
-		runtime.GOMAXPROCS(runtime.GOMAXPROCS(0) + 1)
 		boot.GiveWay(func() { cmdline, plan = d.settle(r, mounted) })
 		runtime.SetDefaultGOMAXPROCS()
 		d.timeline.Mark("settled")
@@ -97,6 +97,7 @@ func (d *daemon) runGuest() {
 // come first: what they find, disks above all, takes its time without us.
 func (d *daemon) settle(r *boot.Runner, mounted []*mountinfo.Info) (cmdline []boot.Param, plan netup.Plan) {
 	d.announce()
+	r.Optional("end on a crash", power.OnCrash)
 	modules := inBackground(func() {
 		r.Optional("load late modules", func() error { return boot.LoadModules(r, boot.ModuleListLate) })
 	})

@@ -45,6 +45,8 @@ type serviceConfig struct {
 	Version  string
 	Log      *slog.Logger
 	Timeline *boot.Timeline
+	// Transport is closed when there is a vsock to listen on; nil: there is.
+	Transport <-chan struct{}
 	// Settled and Complete are closed as boot goes on after serving. What starts
 	// a container waits for them (see tasksvc.Config), everything else does not.
 	Settled, Complete <-chan struct{}
@@ -116,6 +118,9 @@ func serve(c serviceConfig) (*services, error) {
 	ctx, cancel := context.WithCancel(context.Background())
 	s.cancel = cancel
 	s.background(ctx, c.Log, "reaper", func() error { launcher.ReapOrphans(ctx); return nil })
+	if c.Transport != nil { // the services have been made meanwhile
+		<-c.Transport
+	}
 	if err := s.open(ctx, c); err != nil {
 		return nil, errors.Join(err, s.stop(ctx))
 	}
