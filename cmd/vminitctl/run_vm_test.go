@@ -72,7 +72,7 @@ func requireNothingLeft(t *testing.T) {
 // TestRunInVM runs containers in one VM that stays.
 func TestRunInVM(t *testing.T) {
 	b := requireVM(t)
-	r := vminitctl(t, "", "vm", "boot", "--name", "stay", "--vminitd", b.daemon, "--json")
+	r := vminitctl(t, "", "vm", "boot", "--name", "stay", "--debug-shell", "--vminitd", b.daemon, "--json")
 	require.Zero(t, r.code, r.stderr)
 	var meta microvm.Meta
 	require.NoError(t, json.Unmarshal([]byte(r.stdout), &meta))
@@ -92,7 +92,6 @@ func TestRunInVM(t *testing.T) {
 			require.Contains(t, r.stdout, "kernel   6.")
 		}
 		require.Contains(t, vminitctl(t, "", "vm", "timeline").stdout, "boot/kernel")
-		require.Contains(t, vminitctl(t, "", "vm", "logs").stdout, "vminitd starts")
 		drawing := filepath.Join(t.TempDir(), "t.svg")
 		require.Zero(t, vminitctl(t, "", "vm", "timeline", "--svg", drawing).code)
 		require.FileExists(t, drawing)
@@ -100,12 +99,23 @@ func TestRunInVM(t *testing.T) {
 		require.Equal(t, 1, r.code)
 		require.Contains(t, r.stderr, "a VM named stay runs already")
 	})
+	t.Run("debug shell", func(t *testing.T) { // vmtest has one with a shell in the image
+		r := vminitctl(t, "", "vm", "shell", "stay")
+		require.Zero(t, r.code, r.stderr)
+		require.Contains(t, r.stdout, "this guest has no shell")
+		r = vminitctl(t, "", "vm", "shell", "stay", "--port", "1028")
+		require.Equal(t, 1, r.code)
+		require.Contains(t, r.stderr, "was the VM booted with --debug-shell?")
+	})
 	t.Run("status", func(t *testing.T) {
 		require.Equal(t, result{}, run(t, "", "--", "true"))
 		require.Equal(t, 3, run(t, "", "--", "sh", "-c", "exit 3").code)
 		require.Equal(t, 128+9, run(t, "", "--", "sh", "-c", "sh -c 'kill -9 $$'; exit $?").code)
 		require.Equal(t, 127, run(t, "", "--", "/no/such").code)
 		require.Equal(t, 126, run(t, "", "--", "/etc/passwd").code)
+	})
+	t.Run("logs", func(t *testing.T) { // a daemon answers before it logs; containers have run meanwhile
+		require.Contains(t, vminitctl(t, "", "vm", "logs").stdout, "vminitd starts")
 	})
 	t.Run("stdin", func(t *testing.T) {
 		require.Equal(t, result{stdout: "hello"}, run(t, "hello", "-i", "--", "cat"))
