@@ -39,11 +39,18 @@ echo done >end`
 
 func readFile(t testing.TB, name string) string {
 	t.Helper()
+	data, err := os.ReadFile(name)
+	require.NoError(t, err)
+	return string(data)
+}
+
+// awaitFile is readFile once somebody has written something there.
+func awaitFile(t testing.TB, name string) string {
+	t.Helper()
 	var data []byte
-	require.Eventually(t, func() (ok bool) {
-		var err error
-		data, err = os.ReadFile(name)
-		return err == nil
+	require.Eventually(t, func() bool {
+		data, _ = os.ReadFile(name)
+		return len(data) > 0
 	}, 10*time.Second, time.Millisecond, name)
 	return string(data)
 }
@@ -62,7 +69,7 @@ func TestLogger(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, uint32(3), w.ExitStatus)
 	h.delete("c1")
-	require.Equal(t, "done\n", readFile(t, dir+"/end"), "it ends by itself when it has everything")
+	require.Equal(t, "done\n", awaitFile(t, dir+"/end"), "it ends by itself when it has everything")
 	require.Equal(t, "out\n"+strings.Repeat("\x00", 500000), readFile(t, dir+"/out"))
 	require.Equal(t, "err\n", readFile(t, dir+"/err"))
 	require.Equal(t, "c1 default  key a value flag x /\n", readFile(t, dir+"/info"))
@@ -110,7 +117,7 @@ func TestLoggerOneStream(t *testing.T) {
 	_, err = h.Delete(h.ctx(), &taskv3.DeleteRequest{ID: "c1", ExecID: "e1"})
 	require.NoError(t, err)
 	for _, dir := range []string{dir1, dir2} {
-		readFile(t, dir+"/end")
+		awaitFile(t, dir+"/end")
 		require.Equal(t, "c1 default e1 \n", readFile(t, dir+"/info"))
 	}
 	require.Equal(t, "out\n", readFile(t, dir1+"/out"))
@@ -122,7 +129,7 @@ func TestLoggerOneStream(t *testing.T) {
 // Its death neither blocks nor ends the container.
 func TestLoggerDies(t *testing.T) {
 	h := newHost(t)
-	uri, dir := h.script("echo $$ >pid; exec 5>&-; exec cat <&3 >out")
+	uri, dir := h.script("echo $$ >pid; exec >out 5>&-; exec cat <&3")
 	_, err := h.Create(h.ctx(), &taskv3.CreateTaskRequest{ID: "c1", Bundle: h.bundle(testSpec("sleep 0.3; head -c 1000000 /dev/zero || exit 1; exit 5")), Stdout: uri})
 	require.NoError(t, err)
 	_, err = h.Start(h.ctx(), &taskv3.StartRequest{ID: "c1"})
@@ -169,7 +176,7 @@ func TestLoggerFails(t *testing.T) {
 	}
 	_, err := h.Create(h.ctx(), &taskv3.CreateTaskRequest{ID: "c1", Bundle: h.bundle(testSpec("true")), Stdin: dies})
 	require.ErrorContains(t, err, "is for output")
-	require.NotEmpty(t, readFile(t, dir+"/pid"))
+	require.NotEmpty(t, awaitFile(t, dir+"/pid"))
 	settled(t, h, children, fds)
 }
 
