@@ -94,8 +94,9 @@ func TestDebugShell(t *testing.T) {
 	require.Equal(t, "0", s.expect(t, `score:(-?\d+)\r`))
 	s.say(t, "ls -l /proc/self/fd | grep -c -e socket -e anon_inode -e memfd | sed s/^/daemon-fds:/\r")
 	require.Equal(t, "0", s.expect(t, `daemon-fds:(\d+)`))
-	// Ctrl-C ends what it runs and not the shell.
-	s.say(t, "echo $((1+1))-begins; sleep 1000; echo never\r")
+	// Ctrl-C ends what it runs and not the shell. The word comes from what has the
+	// terminal: a Ctrl-C before that would be the shell's.
+	s.say(t, "sh -c 'echo $((1+1))-begins; exec sleep 1000'; echo never\r")
 	s.expect(t, `(2-begins)`)
 	s.say(t, "\x03")
 	s.say(t, "echo after-$((20+3))\r")
