@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+	"google.golang.org/protobuf/types/known/emptypb"
 
 	guestapi "vminit/api/services/guest/v1"
 )
@@ -30,28 +31,26 @@ type Baseline struct {
 	zombies    map[string]int
 }
 
-// Baseline takes the picture, of a guest that has settled: its first container
-// has come and gone, and nothing of what a daemon does later is under way.
+// Baseline takes the picture, of a guest that has settled: its boot is complete,
+// its first container has come and gone, and the namespace for the next one,
+// which is made a moment after the last, is not in the making.
 func (g *Guest) Baseline(ctx context.Context, t testing.TB) *Baseline {
 	t.Helper()
 	g.warm.Do(func() {
 		_, err := g.Run(ctx, Spec("/bin/true"))
 		require.NoError(t, err)
+		require.Eventually(t, func() bool {
+			timeline, err := g.API.Timeline(ctx, &emptypb.Empty{})
+			return err == nil && slices.ContainsFunc(timeline.Spans, func(s *guestapi.Span) bool { return s.Name == "boot/complete" })
+		}, settleTimeout, 50*time.Millisecond, "the boot is not complete")
 	})
 	for deadline := time.Now().Add(settleTimeout); ; time.Sleep(50 * time.Millisecond) {
 		b, err := g.baseline(ctx)
 		require.NoError(t, err)
-		if !b.passing() || time.Now().After(deadline) {
+		if b.goroutines["time.goFunc"] == 0 && b.goroutines["vminit/nsexec.newNetwork"] == 0 || time.Now().After(deadline) {
 			return b
 		}
 	}
-}
-
-// passing reports whether something of the daemon's own is going on that ends by
-// itself: what is left of the boot (the modules that are loaded last), or the
-// namespace for the next container, made a moment after the last one.
-func (b *Baseline) passing() bool {
-	return b.goroutines["main.inBackground"] > 0 || b.goroutines["time.goFunc"] > 0 || b.goroutines["vminit/nsexec.newNetwork"] > 0
 }
 
 // settleTimeout is how long what is under way when a call is answered may take
