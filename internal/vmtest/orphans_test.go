@@ -13,7 +13,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// PID 1 reaps orphans by the thousand, 100,000 with VMINIT_SOAK set and 1,500
+// PID 1 reaps orphans by the thousand, 100,000 with VMINIT_SOAK set and 500
 // else, while execs run, 1,000 or 40: every exec's status is right and none of
 // the dead is left. nsexec's test of the same name has full size natively.
 func TestOrphanFlood(t *testing.T) {
@@ -22,7 +22,7 @@ func TestOrphanFlood(t *testing.T) {
 	defer cancel()
 	base := g.Baseline(ctx, t)
 	c := g.Running(ctx, t, Spec("/bin/sleep", "100000"))
-	orphans, execs := soak(100_000, 1_500), soak(1000, 40)
+	orphans, execs := soak(100_000, 500), soak(1000, 40)
 
 	// In the guest's pid namespace: its orphans are PID 1's.
 	spec := Spec("/bin/probe", "flood", fmt.Sprint(orphans))
