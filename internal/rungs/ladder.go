@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"os/exec"
 	"slices"
@@ -29,6 +30,7 @@ type ladder struct {
 	dir     string // of test binaries
 	total   counts
 	tests   map[string]counts // of the package's last run: each test with its subtests
+	ran     map[string]bool   // package and test: whether some rung did not skip it
 }
 
 // packageTimeout ends a package's tests that hang, soakTimeout those at full size.
@@ -203,10 +205,23 @@ func (l *ladder) result(rung, path string, e event, log string) {
 		return
 	}
 	l.total.add(one)
+	name := path + " " + e.Test
+	l.ran[name] = l.ran[name] || e.Action != "skip"
 	test, _, _ := strings.Cut(e.Test, "/")
 	c := l.tests[test]
 	c.add(one)
 	l.tests[test] = c
+}
+
+// nowhere counts every test that all rungs have skipped as failed: each has a
+// rung where it belongs.
+func (l *ladder) nowhere() {
+	for _, name := range slices.Sorted(maps.Keys(l.ran)) {
+		if !l.ran[name] {
+			l.total.failed++
+			fmt.Fprintf(l.out, "--- FAIL: %s: skipped on every rung\n", name)
+		}
+	}
 }
 
 func (l *ladder) summary(path string, before counts, began time.Time) {

@@ -27,7 +27,7 @@ func TestTwice(t *testing.T) {
 		"a panic":                {[]string{"TestA", "pass", "TestB", "fail"}, []string{"TestA", "pass", "TestB", "pass", "TestC", "pass"}, 2, "", counts{3, 0, 0}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			l := &ladder{out: io.Discard}
+			l := &ladder{out: io.Discard, tests: map[string]counts{}, ran: map[string]bool{}}
 			var patterns []string
 			err := l.twice("p", func(pattern string) (int, error) {
 				patterns = append(patterns, pattern)
@@ -45,4 +45,16 @@ func TestTwice(t *testing.T) {
 			}
 		})
 	}
+}
+
+func TestNowhere(t *testing.T) {
+	l := &ladder{out: io.Discard, tests: map[string]counts{}, ran: map[string]bool{}}
+	for _, r := range []struct{ rung, test, action string }{
+		{"user", "TestA", "skip"}, {"user", "TestB", "skip"}, {"user", "TestC", "pass"}, {"user", "TestC/x", "skip"},
+		{"root", "TestA", "pass"}, {"root", "TestB", "skip"}, {"root", "TestC", "skip"}, {"root", "TestC/x", "pass"},
+	} {
+		l.result(r.rung, "p", event{Test: r.test, Action: r.action}, "")
+	}
+	l.nowhere()
+	require.Equal(t, 1, l.total.failed, "TestB has run nowhere")
 }

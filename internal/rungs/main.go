@@ -7,6 +7,7 @@
 //
 // A test that needs more than its rung has skips itself; on the rung that has
 // it, the test itself makes the skip a failure (VMINIT_RUNG tells it where it is).
+// One that is skipped on all three is a failure, too.
 package main
 
 import (
@@ -19,8 +20,11 @@ import (
 	"strings"
 )
 
+// ladderOf are all rungs, from the bottom.
+var ladderOf = []string{"user", "root", "vm"}
+
 func main() {
-	run := flag.String("rungs", "user,root,vm", "rungs to climb, in order")
+	run := flag.String("rungs", strings.Join(ladderOf, ","), "rungs to climb, in order")
 	pattern := flag.String("run", "", "only tests that match, as go test -run")
 	verbose := flag.Bool("v", false, "print the output of tests that pass, too")
 	flag.Parse()
@@ -28,7 +32,7 @@ func main() {
 	if len(packages) == 0 {
 		packages = []string{"./..."}
 	}
-	l := &ladder{pattern: *pattern, verbose: *verbose, out: os.Stdout}
+	l := &ladder{pattern: *pattern, verbose: *verbose, out: os.Stdout, ran: map[string]bool{}}
 	if err := l.climb(strings.Split(*run, ","), packages); err != nil {
 		fmt.Fprintln(os.Stderr, "rungs:", err)
 		l.total.failed++
@@ -54,6 +58,7 @@ func (l *ladder) climb(rungs, patterns []string) error {
 	if err != nil {
 		return err
 	}
+	climbed := 0
 	for _, r := range rungs {
 		before := l.total
 		switch r {
@@ -75,6 +80,10 @@ func (l *ladder) climb(rungs, patterns []string) error {
 			return fmt.Errorf("rung %s: %w", r, err)
 		}
 		fmt.Fprintf(l.out, "== %s: %d passed, %d failed, %d skipped\n", r, l.total.passed-before.passed, l.total.failed-before.failed, l.total.skipped-before.skipped)
+		climbed++
+	}
+	if climbed == len(ladderOf) && l.pattern == "" {
+		l.nowhere()
 	}
 	return nil
 }

@@ -161,12 +161,10 @@ func (g *Guest) settled(ctx context.Context, t *testing.T) usage {
 func mib(n uint64) float64 { return float64(n) / (1 << 20) }
 
 const (
-	// rssSlack is what RSS may grow between the 50th and the 500th life. It was
-	// half of that, for a single look, which went well more often than not: Go
-	// keeps pages of its heap for a while, and Restored asks for stacks, a
-	// megabyte each time, as often as it has to. Leaks show in keptSlack: one of
-	// 1.2 KiB a life exceeds it.
-	rssSlack    = 4 << 20
+	// rssSlack is what RSS may grow between the 50th and the 500th life, each
+	// time the highest of an idle daemon (swing). Small leaks show in keptSlack:
+	// one of 1.2 KiB a life exceeds it.
+	rssSlack    = 2 << 20
 	threadSlack = 2
 )
 
