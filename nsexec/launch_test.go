@@ -1,12 +1,10 @@
 package nsexec
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"io"
 	"os"
-	"os/exec"
 	"strings"
 	"sync"
 	"testing"
@@ -15,9 +13,6 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
-
-	"vminit/internal/sys"
-	"vminit/internal/vmtest/testroot"
 )
 
 func soon() time.Time { return time.Now().Add(20 * time.Second) }
@@ -215,118 +210,4 @@ func requireRoot(t testing.TB) {
 		t.Fatalf("rung %s must run as root", rung)
 	}
 	t.Skip("needs root")
-}
-
-// TestOrphanFlood: 100,000 orphans (3,000 in a guest, which is slow) come while
-// 1,000 (60) launched processes end, each with the status that is its own.
-func TestOrphanFlood(t *testing.T) {
-	requireRoot(t)
-	if os.Getenv("VMINIT_ORPHANS") == "" { // in a process of its own: it becomes a subreaper
-		probe, err := testroot.Probe(t.TempDir())
-		require.NoError(t, err)
-		cmd := exec.Command(os.Args[0], "-test.run=^TestOrphanFlood$", "-test.v")
-		cmd.Env = append(os.Environ(), "VMINIT_ORPHANS=1", testroot.ProbeEnv+"="+probe)
-		out, err := cmd.CombinedOutput()
-		require.NoError(t, err, "%s", out)
-		t.Logf("%s", out)
-		return
-	}
-	orphans, launches := 100_000, 1000
-	if os.Getenv("VMINIT_RUNG") == "vm" {
-		orphans, launches = 3000, 60
-	}
-	require.NoError(t, unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0))
-	l := launcher(t)
-	ctx, cancel := context.WithCancel(t.Context())
-	reaperDone := make(chan struct{})
-	go func() { l.ReapOrphans(ctx); close(reaperDone) }()
-	null := devNull(t)
-	start := func(args ...string) *Process {
-		c, err := l.Start(Launch{Program: bare(t, plainProcess(args...), null, null, null, ""), Cgroup: -1, PIDNS: -1})
-		if err == nil {
-			err = c.AwaitExec(soon())
-		}
-		if err != nil {
-			t.Error(err)
-			return nil
-		}
-		return c.Process
-	}
-	flood := start(os.Getenv(testroot.ProbeEnv), "flood", fmt.Sprint(orphans))
-	require.NotNil(t, flood)
-	var wg sync.WaitGroup
-	ran := make([]int, 4)
-	for i := range ran {
-		wg.Go(func() {
-			for flooding := true; flooding || ran[i] < launches/len(ran); ran[i]++ {
-				want := (i*61 + ran[i]) % 251
-				p := start("sh", "-c", fmt.Sprintf("exit %d", want))
-				if p == nil {
-					return
-				}
-				if got := wait(t, p); got.Code != want {
-					t.Errorf("exit code %d, want %d", got.Code, want)
-				}
-				select {
-				case <-flood.Done():
-					flooding = false
-				default:
-				}
-			}
-		})
-	}
-	wg.Wait()
-	require.Zero(t, wait(t, flood).Code)
-	t.Logf("%d orphans, %v launches", orphans, ran)
-	require.Eventually(t, func() bool {
-		_, err := sys.Waitid(unix.P_ALL, 0, unix.WEXITED|unix.WNOHANG|unix.WNOWAIT)
-		return err == unix.ECHILD
-	}, 20*time.Second, 20*time.Millisecond, "zombies or orphans are left")
-	cancel()
-	<-reaperDone
-}
-
-// TestOrphans runs the reaper beside launches: neither takes the other's exits.
-func TestOrphans(t *testing.T) {
-	requireRoot(t)
-	if os.Getenv("VMINIT_ORPHANS") == "" { // in a process of its own: it becomes a subreaper
-		cmd := exec.Command(os.Args[0], "-test.run=^TestOrphans$")
-		cmd.Env = append(os.Environ(), "VMINIT_ORPHANS=1")
-		out, err := cmd.CombinedOutput()
-		require.NoError(t, err, "%s", out)
-		return
-	}
-	require.NoError(t, unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0))
-	l := launcher(t)
-	ctx, cancel := context.WithCancel(t.Context())
-	reaperDone := make(chan struct{})
-	go func() { l.ReapOrphans(ctx); close(reaperDone) }()
-	null := devNull(t)
-	var wg sync.WaitGroup
-	for i := range 4 {
-		wg.Go(func() {
-			for n := range 50 {
-				want := (i*50 + n) % 100
-				script := fmt.Sprintf("(sleep 0.0%d &) ; (true &) ; exit %d", n%10, want)
-				c, err := l.Start(Launch{Program: bare(t, plainProcess("sh", "-c", script), null, null, null, ""), Cgroup: -1, PIDNS: -1})
-				if err == nil {
-					err = c.AwaitExec(soon())
-				}
-				if err != nil {
-					t.Error(err)
-					return
-				}
-				if got := wait(t, c.Process); got.Code != want {
-					t.Errorf("exit code %d, want %d", got.Code, want)
-				}
-			}
-		})
-	}
-	wg.Wait()
-	require.Eventually(t, func() bool {
-		_, err := sys.Waitid(unix.P_ALL, 0, unix.WEXITED|unix.WNOHANG|unix.WNOWAIT)
-		return err == unix.ECHILD
-	}, 10*time.Second, 20*time.Millisecond, "zombies or orphans are left")
-	cancel()
-	<-reaperDone
 }

@@ -82,25 +82,11 @@ func (d *Disks) concerns(e sys.Uevent) bool {
 		d.NewGeneration()
 	}
 	if d.OnlineCPUs && e.Get("SUBSYSTEM") == "cpu" && e.Get("ACTION") == "add" {
-		if err := d.onlineCPU(e.Get("DEVPATH")); err != nil {
+		if err := onlineCPU(d.Sysfs, e.Get("DEVPATH")); err != nil {
 			d.Log.Error("processor", "err", err)
 		}
 	}
 	return e.Get("SUBSYSTEM") == "block" && !strings.HasPrefix(e.Get("DEVPATH"), "/devices/virtual/")
-}
-
-// onlineCPU switches a processor on (Documentation/core-api/cpu_hotplug). One
-// that is online, or has been taken out again, is fine.
-func (d *Disks) onlineCPU(devpath string) error {
-	f, err := os.OpenFile(filepath.Join(d.Sysfs, devpath, "online"), os.O_WRONLY, 0)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	_, err = f.WriteString("1")
-	return errors.Join(err, f.Close())
 }
 
 // scan looks at all disks and makes the links what they should be. What it
