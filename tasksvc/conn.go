@@ -141,6 +141,15 @@ func (c *conn) Write(p []byte) (int, error) {
 	return n, err
 }
 
+// closeWrite says that everything has been sent.
+func (c *conn) closeWrite() error {
+	half, ok := c.Conn.(interface{ CloseWrite() error })
+	if !ok {
+		return errors.ErrUnsupported
+	}
+	return half.CloseWrite()
+}
+
 // Close implements net.Conn. The second close does nothing.
 func (c *conn) Close() (err error) {
 	c.once.Do(func() {

@@ -6,8 +6,10 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"net"
 	"runtime/debug"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -153,8 +155,8 @@ func (s *Server) ServeConn(ctx context.Context, nc net.Conn) {
 }
 
 // Shutdown ends the server: it closes the listeners, waits until every call
-// has been answered to the last byte or ctx is done, and closes the
-// connections. Streams end when what they stream does: close the Exchange
+// has been answered to the last byte and the peers have taken it, or ctx is
+// done, and closes the connections. Streams end when what they stream does: close the Exchange
 // first. Shutdown may be called once.
 func (s *Server) Shutdown(ctx context.Context) error {
 	s.mu.Lock()
@@ -165,14 +167,42 @@ func (s *Server) Shutdown(ctx context.Context) error {
 	s.mu.Unlock()
 
 	err := s.waitAnswered(ctx)
+	if err == nil {
+		s.linger(ctx)
+	}
 	s.ttrpc.Close()
-	s.mu.Lock()
-	for c := range s.conns {
+	for _, c := range s.open() {
 		c.Close()
 	}
-	s.mu.Unlock()
 	s.calls.Wait()
 	return err
+}
+
+// lingerTimeout is how long a peer has for closing its end after ours.
+const lingerTimeout = time.Second
+
+// linger tells the peers that nothing more will come, and waits for them to
+// close. A write to a vsock returns before the device has the bytes, and a
+// machine that ends at once takes them along: only a peer's close shows that
+// everything has arrived.
+func (s *Server) linger(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, lingerTimeout)
+	defer cancel()
+	conns := slices.DeleteFunc(s.open(), func(c *conn) bool { return c.closeWrite() != nil }) // without those that are gone
+	for _, c := range conns {
+		select {
+		case <-c.ended:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// open returns the connections there are.
+func (s *Server) open() []*conn {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Collect(maps.Keys(s.conns))
 }
 
 // Connections returns how many connections there are and how many there have
@@ -189,11 +219,9 @@ func (s *Server) waitAnswered(ctx context.Context) error {
 	defer tick.Stop()
 	for {
 		left := 0
-		s.mu.Lock()
-		for c := range s.conns {
+		for _, c := range s.open() {
 			left += c.unanswered()
 		}
-		s.mu.Unlock()
 		if left == 0 {
 			return nil
 		}

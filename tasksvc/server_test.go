@@ -227,11 +227,29 @@ func TestShutdown(t *testing.T) {
 	time.Sleep(20 * time.Millisecond)
 	close(svc.release)
 	require.Equal(t, codes.OK, readStatus(t, c, 1).Code())
-	require.NoError(t, <-done)
 	_, _, err = readFrame(c)
-	require.Error(t, err)
+	require.ErrorIs(t, err, io.EOF)
+	select {
+	case <-done:
+		t.Fatal("the server has not waited for the peer to close")
+	case <-time.After(20 * time.Millisecond):
+	}
+	c.Close()
+	require.NoError(t, <-done)
 	_, err = net.Dial("unix", path)
 	require.Error(t, err)
+}
+
+// TestShutdownOfPeerThatStays: a peer that does not close holds nobody up for long.
+func TestShutdownOfPeerThatStays(t *testing.T) {
+	s, path := startServer(t, discardLog(), (&testService{}).Register)
+	c := dial(t, path)
+	_, err := c.Write(make([]byte, 10))
+	require.NoError(t, err)
+	readStatus(t, c, 0)
+	began := time.Now()
+	require.NoError(t, s.Shutdown(context.Background()))
+	require.InDelta(t, lingerTimeout.Seconds(), time.Since(began).Seconds(), 0.8)
 }
 
 func TestShutdownCutsOff(t *testing.T) {
