@@ -121,16 +121,13 @@ func (l *ladder) testDisk(packages []pkg) (string, error) {
 			return "", err
 		}
 	}
+	l.build(packages, false)
 	for _, p := range packages {
-		binary, err := l.build(p, false)
-		if err != nil {
-			return "", err
-		}
 		dst := filepath.Join(dir, home(p))
 		if err := os.MkdirAll(dst, 0o755); err != nil {
 			return "", err
 		}
-		if err := os.Rename(binary, filepath.Join(dst, "test")); err != nil {
+		if err := os.Rename(l.binary(p, false), filepath.Join(dst, "test")); err != nil {
 			return "", err
 		}
 		data := filepath.Join(p.dir, "testdata")

@@ -15,6 +15,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"path"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -107,8 +108,6 @@ var needToolchain = []string{
 // pkg is a package with tests.
 type pkg struct{ path, dir string }
 
-func (p pkg) binary() string { return strings.ReplaceAll(p.path, "/", "_") + ".test" }
-
 func list(patterns []string) ([]pkg, error) {
 	format := "{{if or .TestGoFiles .XTestGoFiles}}{{.ImportPath}} {{.Dir}}{{end}}"
 	out, err := exec.Command("go", append([]string{"list", "-tags", "no_grpc", "-f", format}, patterns...)...).Output()
@@ -124,20 +123,42 @@ func list(patterns []string) ([]pkg, error) {
 	return all, nil
 }
 
-// build compiles a package's tests and returns the binary's path.
-func (l *ladder) build(p pkg, race bool) (string, error) {
-	name := filepath.Join(l.dir, p.binary())
-	args := []string{"test", "-c", "-tags", "no_grpc", "-o", name, p.path}
-	cgo := "CGO_ENABLED=0"
+// binaries is where build puts the packages' tests.
+func (l *ladder) binaries(race bool) string {
 	if race {
-		name += ".race"
-		args = []string{"test", "-c", "-race", "-tags", "no_grpc", "-o", name, p.path}
-		cgo = "CGO_ENABLED=1"
+		return filepath.Join(l.dir, "race")
+	}
+	return filepath.Join(l.dir, "plain")
+}
+
+// binary is a package's tests. go test -c names them after the last element of
+// the path, and fails if two have the same.
+func (l *ladder) binary(p pkg, race bool) string {
+	return filepath.Join(l.binaries(race), path.Base(p.path)+".test")
+}
+
+// build compiles the packages' tests, those that it has not yet. What cannot be
+// compiled is counted as failed and has no binary afterwards. All at once, and
+// without debug information, takes a third of the time of one by one.
+func (l *ladder) build(packages []pkg, race bool) {
+	cgo, args := "CGO_ENABLED=0", []string{"test", "-c", "-tags", "no_grpc", "-ldflags=-w"}
+	if race {
+		cgo, args = "CGO_ENABLED=1", append(args, "-race")
+	}
+	args = append(args, "-o", l.binaries(race)+"/")
+	known := len(args)
+	for _, p := range packages {
+		if _, err := os.Stat(l.binary(p, race)); err != nil {
+			args = append(args, p.path)
+		}
+	}
+	if len(args) == known {
+		return
 	}
 	cmd := exec.Command("go", args...)
 	cmd.Env = append(os.Environ(), cgo)
 	if out, err := cmd.CombinedOutput(); err != nil {
-		return "", fmt.Errorf("build the tests of %s: %w\n%s", p.path, err, out)
+		fmt.Fprintf(l.out, "--- FAIL: build the tests: %v\n%s", err, out)
+		l.total.failed++
 	}
-	return name, nil
 }
