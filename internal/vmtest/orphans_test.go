@@ -22,7 +22,7 @@ func TestOrphanFlood(t *testing.T) {
 	defer cancel()
 	base := g.Baseline(ctx, t)
 	c := g.Running(ctx, t, Spec("/bin/sleep", "100000"))
-	orphans, execs := soak(100_000, 500), soak(1000, 40)
+	orphans, execs := soak(100_000, 5000), soak(1000, 40)
 
 	// In the guest's pid namespace: its orphans are PID 1's.
 	spec := Spec("/bin/probe", "flood", fmt.Sprint(orphans))

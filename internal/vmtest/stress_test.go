@@ -13,6 +13,7 @@ import (
 	"google.golang.org/protobuf/types/known/emptypb"
 
 	guestapi "vminit/api/services/guest/v1"
+	systemapi "vminit/api/services/system/v1"
 	vmeventsapi "vminit/api/services/vmevents/v1"
 )
 
@@ -133,6 +134,9 @@ func (g *Guest) forgetEvents(ctx context.Context, t *testing.T) {
 	require.NoError(t, err)
 	stream, err := vmeventsapi.NewTTRPCEventsClient(client).Stream(ctx, &emptypb.Empty{})
 	require.NoError(t, err)
+	// Once this is answered, what the daemon has for the stream is there.
+	_, err = systemapi.NewTTRPCSystemClient(client).Info(ctx, &emptypb.Empty{})
+	require.NoError(t, err)
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)
@@ -214,6 +218,11 @@ func TestFiftyAtOnce(t *testing.T) {
 	first := round()
 	second := round()
 	third := round()
+	// Go keeps the threads of its busiest moment, and any round can have a busier
+	// one. What leaks some has more after every round.
+	for more := 0; more < 3 && third.threads > max(first.threads, second.threads)+threadSlack; more++ {
+		second, third = third, round()
+	}
 	require.LessOrEqual(t, third.threads, max(first.threads, second.threads)+threadSlack)
 	require.LessOrEqual(t, third.rss, max(first.rss, second.rss)+rssSlack)
 	require.LessOrEqual(t, third.live, first.live+keptSlack)

@@ -19,7 +19,7 @@ type child struct {
 	status    int            // then exit with it
 	orphan    *child         // if set: fork this one, report its pid, exit at once
 	reportFD  int            // a pipe
-	flood     int            // fork so many that exit at once, and exit without a look at them
+	flood     int            // make so many that exit at once, and exit without a look at them
 	args      cloneArgs
 	pidBuffer [1]int32
 	idle      unix.Timespec
@@ -35,6 +35,11 @@ func newChild(delay time.Duration, status int) *child {
 	c.args = cloneArgs{flags: unix.CLONE_CLEAR_SIGHAND, exitSignal: uint64(unix.SIGCHLD)}
 	return c
 }
+
+// cloneExit makes a child that exits with status and returns its pid or -errno.
+//
+//go:noescape
+func cloneExit(args *cloneArgs, size, status uintptr) uintptr
 
 // fork starts the child and returns its pid. Only one thread goes along, and
 // only raw system calls are safe on the other side.
@@ -60,12 +65,9 @@ func (c *child) fork() (int, unix.Errno) {
 		unix.RawSyscall(unix.SYS_EXIT_GROUP, 0, 0, 0)
 	}
 	for n := c.flood; n > 0; n-- {
-		pid, _, errno := unix.RawSyscall(unix.SYS_CLONE3, uintptr(unsafe.Pointer(&c.args)), unsafe.Sizeof(c.args), 0)
-		if errno != 0 {
+		c.args.flags = unix.CLONE_VM // nothing to copy: three times as many a second
+		if pid := cloneExit(&c.args, unsafe.Sizeof(c.args), uintptr(n&0xff)); int(pid) < 0 {
 			unix.RawSyscall(unix.SYS_EXIT_GROUP, 1, 0, 0)
-		}
-		if pid == 0 {
-			unix.RawSyscall(unix.SYS_EXIT_GROUP, uintptr(n&0xff), 0, 0)
 		}
 	}
 	if c.delay != nil {
