@@ -13,7 +13,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// PID 1 reaps orphans by the thousand, 100,000 with VMINIT_SOAK set and 500
+// PID 1 reaps orphans by the thousand, 100,000 with VMINIT_SOAK set and 5,000
 // else, while execs run, 1,000 or 40: every exec's status is right and none of
 // the dead is left. nsexec's test of the same name has full size natively.
 func TestOrphanFlood(t *testing.T) {
@@ -21,13 +21,15 @@ func TestOrphanFlood(t *testing.T) {
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Minute)
 	defer cancel()
 	base := g.Baseline(ctx, t)
-	c := g.Running(ctx, t, Spec("/bin/sleep", "100000"))
+	// In the guest's pid namespace: their orphans are PID 1's.
+	inGuests := func(args ...string) *specs.Spec {
+		spec := Spec(args...)
+		spec.Linux.Namespaces = without(spec.Linux.Namespaces, specs.PIDNamespace)
+		return spec
+	}
+	c := g.Running(ctx, t, inGuests("/bin/sleep", "100000"))
 	orphans, execs := soak(100_000, 5000), soak(1000, 40)
-
-	// In the guest's pid namespace: its orphans are PID 1's.
-	spec := Spec("/bin/probe", "flood", fmt.Sprint(orphans))
-	spec.Linux.Namespaces = without(spec.Linux.Namespaces, specs.PIDNamespace)
-	flood, err := g.Create(ctx, "c"+NewID(), spec, false)
+	flood, err := g.Create(ctx, "c"+NewID(), inGuests("/bin/probe", "flood", fmt.Sprint(orphans)), false)
 	require.NoError(t, err)
 	began := time.Now()
 	require.NoError(t, flood.Start(ctx))

@@ -19,7 +19,7 @@ type child struct {
 	status    int            // then exit with it
 	orphan    *child         // if set: fork this one, report its pid, exit at once
 	reportFD  int            // a pipe
-	flood     int            // make so many that exit at once, and exit without a look at them
+	flood     int            // make so many that exit at once, and exit without a look at them; the status is an errno
 	args      cloneArgs
 	pidBuffer [1]int32
 	idle      unix.Timespec
@@ -67,7 +67,7 @@ func (c *child) fork() (int, unix.Errno) {
 	for n := c.flood; n > 0; n-- {
 		c.args.flags = unix.CLONE_VM // nothing to copy: three times as many a second
 		if pid := cloneExit(&c.args, unsafe.Sizeof(c.args), uintptr(n&0xff)); int(pid) < 0 {
-			unix.RawSyscall(unix.SYS_EXIT_GROUP, 1, 0, 0)
+			unix.RawSyscall(unix.SYS_EXIT_GROUP, -pid, 0, 0)
 		}
 	}
 	if c.delay != nil {

@@ -98,7 +98,7 @@ func runFlood(c *invocation) int {
 			_, _ = unix.Wait4(pid, &st, 0, nil)
 		}
 		if errno != 0 || st.ExitStatus() != 0 {
-			fmt.Fprintf(os.Stderr, "probe flood: fork with %d left: %v, status %d\n", left, errno, st)
+			fmt.Fprintf(os.Stderr, "probe flood: fork with %d left: %v, %v\n", left, errno, unix.Errno(st.ExitStatus()))
 			return exitFailed
 		}
 		left -= parent.flood
