@@ -43,56 +43,19 @@ func (s *Service) create(ctx context.Context, c *container, r *taskv3.CreateTask
 			c.failedHooks(ctx)
 		}
 	}()
-	if c.spec, err = loadSpec(c.bundle); err != nil {
-		return err
-	}
-	if err := s.awaitGuest(ctx, c.spec, r.Rootfs); err != nil {
-		return err
-	}
-	ns, err := parseNamespaces(c.spec.Linux.Namespaces)
+	ns, err := s.prepare(ctx, c, r, &back)
 	if err != nil {
 		return err
 	}
-	ns.dropGuests()
-	c.join = ns.all()
-	if err := makeEtcFiles(c.bundle, c.spec, &back); err != nil {
-		return err
-	}
-	if err := s.mountRootfs(ctx, c, r, &back); err != nil {
-		return err
-	}
-	if err := s.makeCgroup(c, &back); err != nil {
-		return err
-	}
-	if err := c.delegateCgroup(ns); err != nil {
-		return err
-	}
-	if err := c.makeRdt(&back); err != nil {
-		return err
-	}
 	p := c.init
-	p.spec = c.spec.Process
 	given, err := takeHandover(ctx, s.cfg.Streams, p.uris)
 	if err != nil {
 		return err
 	}
 	back.add(given.close)
-	spec := *c.spec
-	spec.Process = given.environ(p.spec)
-	var network *os.File
-	if ns.fresh&unix.CLONE_NEWNET != 0 && ns.all()&unix.CLONE_NEWUSER == 0 { // it is to belong to the container's user namespace
-		network = s.network.Take()
-		defer network.Close() // of nil, too
-	}
-	connections, err := loadNWConfig(c.bundle)
-	if err != nil {
-		return err
-	}
-	pl, err := compileInit(&spec, ns, compileOptions{
-		id: c.id, bundle: c.bundle, cgroup: filepath.Join(s.cfg.CgroupMount, c.cgroup.Path()), keyring: o.keyring(c.id), traced: c.mayTrace(c.spec.Process), seccomp: &s.seccomp, launcher: s.cfg.Launcher, oomAdjust: s.oomAdjust,
-		tasks: c.rdt.taskFiles(), files: len(given.files()), network: network != nil, listener: c.takeListener, connect: connections,
-		hooks: func(child *nsexec.Child, _ *nsexec.Registers) error { return c.createHooks(ctx, child.Process) },
-	})
+	network := s.takeNetwork(ns)
+	defer network.Close() // of nil, too
+	pl, err := s.planInit(ctx, c, ns, given, network, o)
 	if err != nil {
 		return err
 	}
@@ -101,9 +64,6 @@ func (s *Service) create(ctx context.Context, c *container, r *taskv3.CreateTask
 		return err
 	}
 	back.add(p.io.close)
-	if network != nil {
-		pl.program.Bind(pl.network, int(network.Fd()))
-	}
 	if err := s.launchInit(ctx, c, p, pl, ns, &back); err != nil {
 		return err
 	}
@@ -112,13 +72,80 @@ func (s *Service) create(ctx context.Context, c *container, r *taskv3.CreateTask
 	if err := c.cgroup.SetDevices(c.resources.Devices); err != nil {
 		return err
 	}
+	given.close() // a container lives on without its client
+	s.created(c, r, pl)
+	return nil
+}
+
+// prepare reads the config and makes what the first process will find: files,
+// the root file system, the cgroup.
+func (s *Service) prepare(ctx context.Context, c *container, r *taskv3.CreateTaskRequest, back *undo) (ns namespaces, err error) {
+	if c.spec, err = loadSpec(c.bundle); err != nil {
+		return ns, err
+	}
+	c.init.spec = c.spec.Process
+	if err := s.awaitGuest(ctx, c.spec, r.Rootfs); err != nil {
+		return ns, err
+	}
+	if ns, err = parseNamespaces(c.spec.Linux.Namespaces); err != nil {
+		return ns, err
+	}
+	ns.dropGuests()
+	c.join = ns.all()
+	if err := makeEtcFiles(c.bundle, c.spec, back); err != nil {
+		return ns, err
+	}
+	if err := s.mountRootfs(ctx, c, r, back); err != nil {
+		return ns, err
+	}
+	if err := s.makeCgroup(c, back); err != nil {
+		return ns, err
+	}
+	if err := c.delegateCgroup(ns); err != nil {
+		return ns, err
+	}
+	return ns, c.makeRdt(back)
+}
+
+// planInit compiles the launch of the first process.
+func (s *Service) planInit(ctx context.Context, c *container, ns namespaces, given *handover, network *os.File, o createOptions) (*plan, error) {
+	spec := *c.spec
+	spec.Process = given.environ(c.spec.Process)
+	connections, err := loadNWConfig(c.bundle)
+	if err != nil {
+		return nil, err
+	}
+	pl, err := compileInit(&spec, ns, compileOptions{
+		id:        c.id,
+		bundle:    c.bundle,
+		cgroup:    filepath.Join(s.cfg.CgroupMount, c.cgroup.Path()),
+		network:   network != nil,
+		keyring:   o.keyring(c.id),
+		seccomp:   &s.seccomp,
+		launcher:  s.cfg.Launcher,
+		oomAdjust: s.oomAdjust,
+		tasks:     c.rdt.taskFiles(),
+		files:     len(given.files()),
+		hooks:     func(child *nsexec.Child, _ *nsexec.Registers) error { return c.createHooks(ctx, child.Process) },
+		connect:   connections,
+		listener:  c.takeListener,
+		traced:    c.mayTrace(c.spec.Process),
+	})
+	if err == nil && network != nil {
+		pl.program.Bind(pl.network, int(network.Fd()))
+	}
+	return pl, err
+}
+
+// created makes the container known whose first process stands at its gate.
+func (s *Service) created(c *container, r *taskv3.CreateTaskRequest, pl *plan) {
 	for _, w := range pl.warnings {
 		s.log.Warn(w, "container", c.id)
 	}
 	c.warnings, c.at = pl.warnings, time.Now()
-	given.close() // a container lives on without its client
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	p := c.init
 	p.busy = ""
 	close(p.launched)
 	c.exits.launched(p)
@@ -128,7 +155,6 @@ func (s *Service) create(ctx context.Context, c *container, r *taskv3.CreateTask
 	})
 	go p.watch()
 	s.refill.Reset(refillDelay)
-	return nil
 }
 
 // refillDelay is how long after a create the next network namespace is made:
@@ -140,6 +166,16 @@ func (s *Service) spareNetwork() {
 	if err := s.network.Fill(); err != nil { // clone3 makes them then, or says why it cannot
 		s.log.Debug("no network namespace is kept ready", "error", err)
 	}
+}
+
+// takeNetwork takes the network namespace that is kept ready, if the container is
+// to have a new one; nil if there is none. One with a user namespace needs one
+// that belongs to that.
+func (s *Service) takeNetwork(ns namespaces) *os.File {
+	if ns.fresh&unix.CLONE_NEWNET == 0 || ns.all()&unix.CLONE_NEWUSER != 0 {
+		return nil
+	}
+	return s.network.Take()
 }
 
 // mountRootfs mounts what the host sent along and points root.path at it.
