@@ -213,6 +213,14 @@ func findKey() error {
 // connectVsock goes as far as a peer lets it: "ok" is an answer to what looks
 // like a request of ttrpc, or of the stream port.
 func connectVsock(cid, port uint32) error {
+	for {
+		if err := askVsock(cid, port); err != unix.EINTR { // the runtime's own signals
+			return err
+		}
+	}
+}
+
+func askVsock(cid, port uint32) error {
 	s, err := unix.Socket(unix.AF_VSOCK, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return err
