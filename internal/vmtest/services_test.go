@@ -79,7 +79,14 @@ func TestOOMLive(t *testing.T) {
 		s.Linux.Resources = &specs.LinuxResources{Memory: &specs.LinuxMemory{Limit: ptr(int64(32 << 20)), Swap: ptr(int64(32 << 20))}}
 		return s
 	}
-	p := g.Running(ctx, t, limited("/bin/sh", "-c", "probe eatmem 100M; sleep 1000"))
+	// Populated by the kernel: else it takes the pages of the probe's code and reads
+	// them again, for up to a minute, before it gives up and kills.
+	p := g.Running(ctx, t, limited("/bin/sh", "-c", "probe eatmem -populate 100M; sleep 1000"))
+	t.Cleanup(func() {
+		if t.Failed() { // was there no kill, or no event?
+			t.Logf("memory: %v", g.stats(context.Background(), t, p.ID()))
+		}
+	})
 	require.Equal(t, []string{"create", "start", "oom"}, o.of(t, p.ID(), "oom"))
 	st, err := g.Task.State(ctx, &taskv3.StateRequest{ID: p.ID()})
 	require.NoError(t, err)

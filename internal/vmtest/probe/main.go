@@ -65,8 +65,8 @@ func commands() []command {
 		{"flood", "COUNT",
 			"Leave COUNT orphans to PID 1, 200 at a time, that exit at once with every status there is.\n" +
 				"Prints {\"orphans\":N} once all have been made.", runFlood},
-		{"eatmem", "[-hold DURATION] BYTES",
-			"Map and touch BYTES of memory (suffix K, M, G), print {\"bytes\":N}, hold it.", runEatmem},
+		{"eatmem", "[-hold DURATION] [-populate] BYTES",
+			"Map and touch BYTES of memory (suffix K, M, G), or have the kernel fill it, print {\"bytes\":N}, hold it.", runEatmem},
 		{"hold-stdout", "[-for DURATION] [-exit N]",
 			"Print the pid of a child that keeps stdout and stderr open for DURATION (forever),\n" +
 				"and exit.", runHoldStdout},

@@ -110,10 +110,12 @@ func runFlood(c *invocation) int {
 
 func runEatmem(c *invocation) int {
 	hold := c.flags.Duration("hold", 0, "")
+	flags := unix.MAP_PRIVATE | unix.MAP_ANONYMOUS
+	c.flags.BoolFunc("populate", "", func(string) error { flags |= unix.MAP_POPULATE; return nil })
 	n := c.bytes(c.parse(1, 1)[0])
 	// In pieces: the kernel refuses at once a piece that is larger than all memory.
 	for left := n; left > 0; left -= min(left, 64<<20) {
-		mem, err := unix.Mmap(-1, 0, int(min(left, 64<<20)), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
+		mem, err := unix.Mmap(-1, 0, int(min(left, 64<<20)), unix.PROT_READ|unix.PROT_WRITE, flags)
 		if err != nil {
 			fmt.Fprintf(os.Stderr, "probe eatmem: mmap %d bytes: %v\n", n, err)
 			return exitFailed
