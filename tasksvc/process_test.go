@@ -106,12 +106,13 @@ func TestPersonality(t *testing.T) {
 // The memory policy of a process shows at its mappings (numa_maps, proc(5)).
 func TestMemoryPolicy(t *testing.T) {
 	h := newHost(t)
-	s := testSpec("exec cat /proc/self/numa_maps")
-	s.Linux.MemoryPolicy = &specs.LinuxMemoryPolicy{Mode: specs.MpolBind, Nodes: "0", Flags: []specs.MemoryPolicyFlagType{specs.MpolFStaticNodes}}
-	out, _, code := h.run("bind", s)
-	if code != 0 {
+	if _, err := os.Stat("/proc/self/numa_maps"); err != nil {
 		t.Skip("this kernel has no NUMA") // the guest's has
 	}
+	s := testSpec("exec cat /proc/self/numa_maps")
+	s.Linux.MemoryPolicy = &specs.LinuxMemoryPolicy{Mode: specs.MpolBind, Nodes: "0", Flags: []specs.MemoryPolicyFlagType{specs.MpolFStaticNodes}}
+	out, errs, code := h.run("bind", s)
+	require.Zero(t, code, errs)
 	require.Contains(t, out, "bind=static:0")
 	s.Linux.MemoryPolicy = &specs.LinuxMemoryPolicy{Mode: specs.MpolDefault, Nodes: "0"}
 	h.refused(s, "set the memory policy to MPOL_DEFAULT, nodes \"0\": invalid argument")

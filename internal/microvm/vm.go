@@ -176,7 +176,7 @@ func (vm *VM) askForShutdown(ctx context.Context) error {
 	}
 	defer client.Close()
 	_, err = taskv3.NewTTRPCTaskClient(client).Shutdown(ctx, &taskv3.ShutdownRequest{Now: true})
-	if errors.Is(err, ttrpc.ErrClosed) { // it was faster than its answer
+	if errors.Is(err, ttrpc.ErrClosed) { // it has ended, well or not, which Wait tells
 		return nil
 	}
 	return err

@@ -37,11 +37,16 @@ var onHost = map[string]string{
 // drivers are those of them that boot guests and belong to this rung.
 var drivers = []string{"vminit/internal/microvm", "vminit/cmd/vminitd", "vminit/cmd/vminitctl", "vminit/internal/vmtest"}
 
-// notInGuest are tests for which another rung is the right place: they need a
-// kernel without LSMs, or one without a cpuset controller (which on Linux 6.1
-// resets the affinity of a process that is born into a cgroup), GNU's tar, or extended attributes on tmpfs (Linux 6.6).
-var notInGuest = map[string]string{
-	"vminit/tasksvc": "^(TestLabelsWithoutLSM|TestExecCPUAffinity|TestTarAgainstGNU|TestTransferRoundTrip)$",
+// notOnVM are tests for which rung root is the right place: they need a kernel
+// without LSMs, one without a cpuset controller (which on Linux 6.1 resets the
+// affinity of a process that is born into a cgroup), GNU's tar, or extended
+// attributes on tmpfs (Linux 6.6); the go command, its modules or the source; or
+// they measure or use this machine itself.
+var notOnVM = map[string]string{
+	"vminit/tasksvc":        "^(TestLabelsWithoutLSM|TestExecCPUAffinity|TestTarAgainstGNU|TestTransferRoundTrip|TestCoverage)$",
+	"vminit/nsexec/seccomp": "^(TestTablesAreCurrent|TestTablesAgainstHeaders)$",
+	"vminit/cmd/vminitd":    "^TestNoWorkBeforeMain$",
+	"vminit/cmd/vminitctl":  "^(TestScripts|TestCheckDaemon)$", // the first also runs in a guest, see TestScriptsInGuest
 }
 
 // tools are the host's programs that tests call and busybox does not have.
@@ -166,12 +171,7 @@ func (l *ladder) inContainer(g *vmtest.Guest, p pkg, pattern string) (int, error
 	ctx, cancel := context.WithTimeout(context.Background(), guestTimeout+time.Minute)
 	defer cancel()
 	args := []string{"./test", "-test.v=test2json", "-test.timeout=" + guestTimeout.String()}
-	if pattern != "" {
-		args = append(args, "-test.run="+pattern)
-	}
-	if skip := notInGuest[p.path]; skip != "" {
-		args = append(args, "-test.skip="+skip)
-	}
+	args = append(args, selection("vm", p, pattern)...)
 	config, err := json.Marshal(testSpec(p, args))
 	if err != nil {
 		return 0, err

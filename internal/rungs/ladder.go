@@ -30,7 +30,8 @@ type ladder struct {
 	dir     string // of test binaries
 	total   counts
 	tests   map[string]counts // of the package's last run: each test with its subtests
-	ran     map[string]bool   // package and test: whether some rung did not skip it
+	ran     map[string]int    // package and test: the highest rung that ran it, from 1
+	skipped map[string]int    // the same: that skipped it
 }
 
 // packageTimeout ends a package's tests that hang, soakTimeout those at full size.
@@ -57,9 +58,7 @@ func (l *ladder) host(rung string, packages []pkg, race bool, wrapper []string) 
 		}
 		err := l.twice(p.path, func(pattern string) (int, error) {
 			args := append(append([]string{}, wrapper...), binary, "-test.v=test2json", "-test.timeout="+timeout.String())
-			if pattern != "" {
-				args = append(args, "-test.run="+pattern)
-			}
+			args = append(args, selection(rung, p, pattern)...)
 			cmd := exec.Command(args[0], args[1:]...)
 			cmd.Dir = p.dir
 			cmd.Env = append(os.Environ(), "VMINIT_RUNG="+rung, "TMPDIR=/tmp")
@@ -73,6 +72,18 @@ func (l *ladder) host(rung string, packages []pkg, race bool, wrapper []string) 
 		}
 	}
 	return nil
+}
+
+// selection are a test binary's flags for the tests that match the pattern, if
+// there is one, and belong to the rung.
+func selection(rung string, p pkg, pattern string) (flags []string) {
+	if pattern != "" {
+		flags = append(flags, "-test.run="+pattern)
+	}
+	if skip := notOnVM[p.path]; skip != "" && rung == "vm" {
+		flags = append(flags, "-test.skip="+skip)
+	}
+	return flags
 }
 
 // twice runs a package's tests, and those that fail once more: guests under
@@ -205,20 +216,26 @@ func (l *ladder) result(rung, path string, e event, log string) {
 	}
 	l.total.add(one)
 	name := path + " " + e.Test
-	l.ran[name] = l.ran[name] || e.Action != "skip"
+	last := l.ran
+	if e.Action == "skip" {
+		last = l.skipped
+	}
+	last[name] = max(last[name], 1+slices.Index(ladderOf, rung))
 	test, _, _ := strings.Cut(e.Test, "/")
 	c := l.tests[test]
 	c.add(one)
 	l.tests[test] = c
 }
 
-// nowhere counts every test that all rungs have skipped as failed: each has a
-// rung where it belongs.
-func (l *ladder) nowhere() {
-	for _, name := range slices.Sorted(maps.Keys(l.ran)) {
-		if !l.ran[name] {
+// notMadeGood counts as failed every skip that no higher rung makes up for: what a
+// test lacks on one rung the next ones have, and the last has everything. Unless
+// the whole ladder was climbed only the last rung's can be told.
+func (l *ladder) notMadeGood(whole bool) {
+	for _, name := range slices.Sorted(maps.Keys(l.skipped)) {
+		rung := l.skipped[name]
+		if rung > l.ran[name] && (whole || rung == len(ladderOf)) {
 			l.total.failed++
-			fmt.Fprintf(l.out, "--- FAIL: %s: skipped on every rung\n", name)
+			fmt.Fprintf(l.out, "--- FAIL: %s: skipped on rung %s, and no higher one runs it\n", name, ladderOf[rung-1])
 		}
 	}
 }

@@ -2,6 +2,9 @@ package main
 
 import (
 	"io"
+	"os/exec"
+	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -27,7 +30,7 @@ func TestTwice(t *testing.T) {
 		"a panic":                {[]string{"TestA", "pass", "TestB", "fail"}, []string{"TestA", "pass", "TestB", "pass", "TestC", "pass"}, 2, "", counts{3, 0, 0}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			l := &ladder{out: io.Discard, tests: map[string]counts{}, ran: map[string]bool{}}
+			l := &ladder{out: io.Discard, tests: map[string]counts{}, ran: map[string]int{}, skipped: map[string]int{}}
 			var patterns []string
 			err := l.twice("p", func(pattern string) (int, error) {
 				patterns = append(patterns, pattern)
@@ -47,14 +50,45 @@ func TestTwice(t *testing.T) {
 	}
 }
 
-func TestNowhere(t *testing.T) {
-	l := &ladder{out: io.Discard, tests: map[string]counts{}, ran: map[string]bool{}}
-	for _, r := range []struct{ rung, test, action string }{
-		{"user", "TestA", "skip"}, {"user", "TestB", "skip"}, {"user", "TestC", "pass"}, {"user", "TestC/x", "skip"},
-		{"root", "TestA", "pass"}, {"root", "TestB", "skip"}, {"root", "TestC", "skip"}, {"root", "TestC/x", "pass"},
-	} {
-		l.result(r.rung, "p", event{Test: r.test, Action: r.action}, "")
+func TestNotMadeGood(t *testing.T) {
+	climb := func(whole bool) (int, string) {
+		var out strings.Builder
+		l := &ladder{out: &out, tests: map[string]counts{}, ran: map[string]int{}, skipped: map[string]int{}}
+		for _, r := range []struct{ rung, test, action string }{
+			{"user", "TestAbove", "skip"}, {"root", "TestAbove", "skip"}, {"vm", "TestAbove", "pass"},
+			{"user", "TestNowhere", "skip"}, {"root", "TestNowhere", "skip"}, {"vm", "TestNowhere", "skip"},
+			{"user", "TestNotInGuests", "pass"}, {"root", "TestNotInGuests", "pass"},
+			{"user", "TestBelow", "pass"}, {"root", "TestBelow", "skip"},
+			{"user", "TestLast", "pass"}, {"root", "TestLast", "pass"}, {"vm", "TestLast", "skip"},
+			{"user", "TestPart/x", "skip"}, {"root", "TestPart/x", "pass"},
+			{"user", "TestFails", "skip"}, {"root", "TestFails", "fail"}, // that counts once
+		} {
+			l.result(r.rung, "p", event{Test: r.test, Action: r.action}, "")
+		}
+		before := l.total.failed
+		l.notMadeGood(whole)
+		return l.total.failed - before, out.String()
 	}
-	l.nowhere()
-	require.Equal(t, 1, l.total.failed, "TestB has run nowhere")
+	failed, said := climb(true)
+	require.Equal(t, 3, failed, said)
+	require.Contains(t, said, "p TestNowhere: skipped on rung vm")
+	require.Contains(t, said, "p TestBelow: skipped on rung root")
+	require.Contains(t, said, "p TestLast: skipped on rung vm")
+	failed, said = climb(false) // of the lower rungs nothing can be told
+	require.Equal(t, 2, failed, said)
+	require.NotContains(t, said, "TestBelow")
+}
+
+// What is kept off rung vm is named as it is: a test that has been renamed would
+// run there again, or one that is to run would not.
+func TestNotOnVM(t *testing.T) {
+	for path, pattern := range notOnVM {
+		dir := filepath.Join("../..", strings.TrimPrefix(path, "vminit/"))
+		out, err := exec.Command("grep", "-rhoE", "--include=*_test.go", "^func Test[A-Za-z0-9]+", dir).Output()
+		require.NoError(t, err, path)
+		names := strings.Split(strings.Trim(pattern, "^()$"), "|")
+		for _, name := range names {
+			require.Contains(t, strings.Fields(string(out)), name, path)
+		}
+	}
 }

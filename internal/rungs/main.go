@@ -5,9 +5,10 @@
 //	root  the same, race-detected, as root in a private mount namespace
 //	vm    every package's tests inside a microVM, and those that drive one
 //
-// A test that needs more than its rung has skips itself; on the rung that has
-// it, the test itself makes the skip a failure (VMINIT_RUNG tells it where it is).
-// One that is skipped on all three is a failure, too.
+// A test that needs more than its rung has skips itself. A skip that no higher
+// rung makes up for is a failure, and so is every skip on the last: each rung has
+// what those below it have. (VMINIT_RUNG tells a test where it is, so that most
+// fail by themselves, with a better message.)
 package main
 
 import (
@@ -33,7 +34,7 @@ func main() {
 	if len(packages) == 0 {
 		packages = []string{"./..."}
 	}
-	l := &ladder{pattern: *pattern, verbose: *verbose, out: os.Stdout, ran: map[string]bool{}}
+	l := &ladder{pattern: *pattern, verbose: *verbose, out: os.Stdout, ran: map[string]int{}, skipped: map[string]int{}}
 	if err := l.climb(strings.Split(*run, ","), packages); err != nil {
 		fmt.Fprintln(os.Stderr, "rungs:", err)
 		l.total.failed++
@@ -83,9 +84,7 @@ func (l *ladder) climb(rungs, patterns []string) error {
 		fmt.Fprintf(l.out, "== %s: %d passed, %d failed, %d skipped\n", r, l.total.passed-before.passed, l.total.failed-before.failed, l.total.skipped-before.skipped)
 		climbed++
 	}
-	if climbed == len(ladderOf) && l.pattern == "" {
-		l.nowhere()
-	}
+	l.notMadeGood(climbed == len(ladderOf))
 	return nil
 }
 

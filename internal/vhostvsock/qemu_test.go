@@ -25,12 +25,12 @@ var guestModules = []string{
 	"net/vmw_vsock/vsock.ko", "net/vmw_vsock/vmw_vsock_virtio_transport_common.ko", "net/vmw_vsock/vmw_vsock_virtio_transport.ko",
 }
 
-// requireQEMU skips a test where there is no QEMU or kernel for it, unless
-// VMINIT_QEMU=required, and returns the kernel and the directory of its modules.
+// requireQEMU skips a test where there is no QEMU or kernel for it, which rung
+// root has to have, and returns the kernel and the directory of its modules.
 func requireQEMU(t testing.TB) (kernel, modules string) {
 	missing := func(format string, args ...any) {
 		t.Helper()
-		if os.Getenv("VMINIT_QEMU") == "required" {
+		if os.Getenv("VMINIT_RUNG") == "root" {
 			t.Fatalf(format, args...)
 		}
 		t.Skipf(format, args...)
