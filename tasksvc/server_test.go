@@ -249,7 +249,9 @@ func TestShutdownOfPeerThatStays(t *testing.T) {
 	readStatus(t, c, 0)
 	began := time.Now()
 	require.NoError(t, s.Shutdown(context.Background()))
-	require.InDelta(t, lingerTimeout.Seconds(), time.Since(began).Seconds(), 0.8)
+	took := time.Since(began)
+	require.GreaterOrEqual(t, took, lingerTimeout)
+	require.Less(t, took, 2*lingerTimeout)
 }
 
 func TestShutdownCutsOff(t *testing.T) {

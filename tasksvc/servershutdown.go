@@ -9,8 +9,8 @@ import (
 
 // Shutdown ends the server: it closes the listeners, waits until every call
 // has been answered to the last byte and the peers have taken it, or ctx is
-// done, and closes the connections. Streams end when what they stream does: close the Exchange
-// first. Shutdown may be called once.
+// done, and closes the connections. Streams end when what they stream does:
+// close the Exchange first. Shutdown may be called once.
 func (s *Server) Shutdown(ctx context.Context) error {
 	s.mu.Lock()
 	s.stopped = true
