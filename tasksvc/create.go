@@ -54,7 +54,10 @@ func (s *Service) create(ctx context.Context, c *container, r *taskv3.CreateTask
 	}
 	back.add(given.close)
 	network := s.takeNetwork(ns)
-	defer network.Close() // of nil, too
+	defer func() {
+		network.Close() // nil does not mind
+		s.refill.Reset(refillDelay)
+	}()
 	pl, err := s.planInit(ctx, c, ns, given, network, o)
 	if err != nil {
 		return err
@@ -154,7 +157,6 @@ func (s *Service) created(c *container, r *taskv3.CreateTaskRequest, pl *plan) {
 		IO: &eventsapi.TaskIO{Stdin: r.Stdin, Stdout: r.Stdout, Stderr: r.Stderr, Terminal: r.Terminal},
 	})
 	go p.watch()
-	s.refill.Reset(refillDelay)
 }
 
 // refillDelay is how long after a create the next network namespace is made:
