@@ -10,6 +10,7 @@ import (
 	"log"
 	"os"
 
+	taskv3 "github.com/containerd/containerd/api/runtime/task/v3"
 	"github.com/containerd/containerd/api/types"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protodesc"
@@ -38,6 +39,7 @@ func main() {
 	add(emptypb.File_google_protobuf_empty_proto)
 	add(timestamppb.File_google_protobuf_timestamp_proto)
 	add(types.File_types_event_proto)
+	add(taskv3.File_runtime_task_v3_shim_proto)
 
 	out, err := proto.Marshal(set)
 	if err != nil {

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 
+	taskv3 "github.com/containerd/containerd/api/runtime/task/v3"
 	"github.com/containerd/ttrpc"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
@@ -53,6 +54,25 @@ func (r *Runtime) List(ctx context.Context, q *runtimeapi.ListRequest) (*runtime
 		resp.Containers = append(resp.Containers, d)
 	}
 	return resp, nil
+}
+
+// RunExec runs a process in a container to its end.
+func (r *Runtime) RunExec(ctx context.Context, q *taskv3.ExecProcessRequest) (*taskv3.DeleteResponse, error) {
+	p, err := r.tasks.addExec(namespaceOf(ctx), q, false)
+	if err != nil {
+		return nil, err
+	}
+	c := p.container
+	if _, err := c.startExec(ctx, p); err != nil {
+		_ = c.deleteExec(context.WithoutCancel(ctx), p)
+		return nil, err
+	}
+	exit, err := p.awaitExit(ctx)
+	if err != nil {
+		return nil, err
+	}
+	_ = c.deleteExec(ctx, p) // somebody else may have
+	return &taskv3.DeleteResponse{Pid: p.pid(), ExitStatus: uint32(exit.Code), ExitedAt: timestamppb.New(exit.At)}, nil
 }
 
 // describe tells of one container.

@@ -123,41 +123,6 @@ func (s *Service) Delete(ctx context.Context, r *taskv3.DeleteRequest) (*taskv3.
 	return &taskv3.DeleteResponse{Pid: p.pid(), ExitStatus: uint32(p.exit.Code), ExitedAt: timestamppb.New(p.exit.At)}, nil
 }
 
-// Exec takes note of a process to be started in a running container.
-func (s *Service) Exec(ctx context.Context, r *taskv3.ExecProcessRequest) (*emptypb.Empty, error) {
-	if err := ValidateID("exec", r.ExecID); err != nil {
-		return nil, err
-	}
-	spec := new(specs.Process)
-	if r.Spec == nil {
-		return nil, sys.Invalidf("exec %s has no process spec", r.ExecID)
-	}
-	if err := json.Unmarshal(r.Spec.Value, spec); err != nil {
-		return nil, sys.Invalidf("exec %s: process spec: %w", r.ExecID, err)
-	}
-	if err := checkProcess(spec); err != nil {
-		return nil, err
-	}
-	spec.Terminal = r.Terminal
-	c, err := s.find(namespaceOf(ctx), r.ID)
-	if err != nil {
-		return nil, err
-	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if err := c.mayExec(); err != nil {
-		return nil, err
-	}
-	if _, ok := c.execs[r.ExecID]; ok {
-		return nil, sys.Mark(sys.ErrExists, fmt.Errorf("exec %s of container %s exists already", r.ExecID, c.id))
-	}
-	p := newProcess(c, r.ExecID, spec, stdioURIs{r.Stdin, r.Stdout, r.Stderr, r.Terminal})
-	c.execs[r.ExecID] = p
-	p.planAhead()
-	c.publish("/tasks/exec-added", &eventsapi.TaskExecAdded{ContainerID: c.id, ExecID: r.ExecID})
-	return empty, nil
-}
-
 // Kill sends a signal to one process, or to all of the container.
 func (s *Service) Kill(ctx context.Context, r *taskv3.KillRequest) (*emptypb.Empty, error) {
 	if r.Signal == 0 || r.Signal > 64 {

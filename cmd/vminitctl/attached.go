@@ -10,6 +10,8 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 	"golang.org/x/term"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	"vminit/internal/sys"
 )
@@ -84,6 +86,18 @@ func (x *attached) open(ctx context.Context) (err error) {
 // await passes on signals and bytes until the process has ended, and returns its
 // exit status.
 func (x *attached) await(ctx context.Context) (int, error) {
+	code, err := x.during(ctx, func(ctx context.Context) (uint32, error) {
+		exit, err := x.guest.task.Wait(ctx, &taskv3.WaitRequest{ID: x.id, ExecID: x.execID})
+		return exit.GetExitStatus(), err
+	})
+	if err == nil && x.streams != nil && x.execID != "" {
+		x.forget(ctx)
+	}
+	return code, err
+}
+
+// during passes on signals and bytes until wait returns the exit status.
+func (x *attached) during(ctx context.Context, wait func(context.Context) (uint32, error)) (int, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	if x.tty != nil && term.IsTerminal(int(os.Stdin.Fd())) {
@@ -103,11 +117,9 @@ func (x *attached) await(ctx context.Context) (int, error) {
 			_, _ = x.guest.task.CloseIO(ctx, &taskv3.CloseIORequest{ID: x.id, ExecID: x.execID, Stdin: true})
 		})
 	}
-	x.signals.forwardTo(func(sig unix.Signal) {
-		_, _ = x.guest.task.Kill(ctx, &taskv3.KillRequest{ID: x.id, ExecID: x.execID, Signal: uint32(sig)})
-	})
+	x.signals.forwardTo(func(sig unix.Signal) { x.signal(ctx, sig) })
 	defer x.signals.forwardTo(nil)
-	exit, err := x.guest.task.Wait(ctx, &taskv3.WaitRequest{ID: x.id, ExecID: x.execID})
+	exit, err := wait(ctx)
 	if err != nil {
 		return 0, err
 	}
@@ -116,11 +128,24 @@ func (x *attached) await(ctx context.Context) (int, error) {
 		case <-x.streams.drained:
 		case <-time.After(drainTimeout):
 		}
-		if x.execID != "" {
-			x.forget(ctx)
+	}
+	return int(exit), nil
+}
+
+// signal sends the process a signal. While RunExec has not started it there is
+// nobody to take one: ctx ends with the process.
+func (x *attached) signal(ctx context.Context, sig unix.Signal) {
+	for {
+		_, err := x.guest.task.Kill(ctx, &taskv3.KillRequest{ID: x.id, ExecID: x.execID, Signal: uint32(sig)})
+		if code := status.Code(err); code != codes.NotFound && code != codes.FailedPrecondition {
+			return
+		}
+		select {
+		case <-time.After(10 * time.Millisecond):
+		case <-ctx.Done():
+			return
 		}
 	}
-	return int(exit.ExitStatus), nil
 }
 
 // kill ends a process that is not wanted after all.

@@ -119,11 +119,21 @@ func (o *execOptions) run(ctx context.Context, guest *guest, id string, signals 
 	if err := x.open(ctx); err != nil {
 		return 0, err
 	}
-	_, err = guest.task.Exec(ctx, &taskv3.ExecProcessRequest{
+	request := &taskv3.ExecProcessRequest{
 		ID: id, ExecID: x.execID, Terminal: p.Terminal, Stdin: x.stdin, Stdout: x.stdout, Stderr: x.stderr,
 		Spec: &anypb.Any{TypeUrl: "types.containerd.io/opencontainers/runtime-spec/1/Process", Value: body},
-	})
-	if err != nil {
+	}
+	if !o.detach && o.pidFile == "" && x.tty == nil { // nothing to do between its start and its end
+		code, err := x.during(ctx, func(ctx context.Context) (uint32, error) {
+			exit, err := guest.runtime.RunExec(ctx, request)
+			return exit.GetExitStatus(), err
+		})
+		if err != nil {
+			return 0, startFailure(err)
+		}
+		return code, nil
+	}
+	if _, err := guest.task.Exec(ctx, request); err != nil {
 		return 0, err
 	}
 	started, err := guest.task.Start(ctx, &taskv3.StartRequest{ID: id, ExecID: x.execID})

@@ -20,6 +20,7 @@ import (
 	"github.com/containerd/ttrpc"
 	"google.golang.org/protobuf/types/known/anypb"
 
+	runtimeapi "vminit/api/services/runtime/v1"
 	"vminit/cgroup2"
 	"vminit/nsexec"
 	"vminit/tasksvc"
@@ -43,10 +44,11 @@ func (l *lineup) add(name, note string, run func() (time.Duration, error)) {
 
 // contenders fills the line-up, which the caller closes even after an error.
 func (l *lineup) contenders(b *bundles, daemon string) error {
-	client, err := l.daemon(b, "vminitd", daemon)
+	conn, err := l.daemon(b, "vminitd", daemon)
 	if err != nil {
 		return err
 	}
+	client := taskv3.NewTTRPCTaskClient(conn)
 	svc, err := l.inProcess()
 	if err != nil {
 		return err
@@ -70,14 +72,15 @@ func (l *lineup) contenders(b *bundles, daemon string) error {
 	l.add("runc run", runc.note, func() (time.Duration, error) { return runc.lifecycle(b.plain()) })
 	l.add("vminitd, seccomp", "containerd's default profile", func() (time.Duration, error) { return lifecycle(client, b.seccomp()) })
 	l.add("crun run, seccomp", "the same", func() (time.Duration, error) { return crun.lifecycle(b.seccomp()) })
-	if err := l.execs(b, client, crun); err != nil {
+	if err := l.execs(b, conn, crun); err != nil {
 		return err
 	}
 	return l.heaps(b)
 }
 
 // execs adds running a process in a container that lives meanwhile.
-func (l *lineup) execs(b *bundles, client taskv3.TTRPCTaskService, crun *runtime) error {
+func (l *lineup) execs(b *bundles, conn *ttrpc.Client, crun *runtime) error {
+	client, extras := taskv3.NewTTRPCTaskClient(conn), runtimeapi.NewTTRPCRuntimeClient(conn)
 	if err := startSleeper(client, b.sleeper()); err != nil {
 		return err
 	}
@@ -86,7 +89,8 @@ func (l *lineup) execs(b *bundles, client taskv3.TTRPCTaskService, crun *runtime
 		return err
 	}
 	l.ends = append(l.ends, crun.stopSleeper)
-	l.add("vminitd exec", "", func() (time.Duration, error) { return execOnce(client) })
+	l.add("vminitd exec", "Runtime.RunExec", func() (time.Duration, error) { return runExec(extras) })
+	l.add("vminitd exec, four calls", "Task.Exec, Start, Wait, Delete", func() (time.Duration, error) { return execTask(client) })
 	l.add("crun exec", "", crun.exec)
 	return nil
 }
@@ -98,17 +102,18 @@ func (l *lineup) heaps(b *bundles) error {
 		return err
 	}
 	for _, mb := range []string{"10", "100"} {
-		client, err := l.daemon(b, "heap"+mb, self, "-serve-heap", mb)
+		conn, err := l.daemon(b, "heap"+mb, self, "-serve-heap", mb)
 		if err != nil {
 			return err
 		}
+		client := taskv3.NewTTRPCTaskClient(conn)
 		l.add("heap of "+mb+" MB", "", func() (time.Duration, error) { return lifecycle(client, b.plain()) })
 	}
 	return nil
 }
 
 // daemon starts a daemon and connects to it as a host does, once.
-func (l *lineup) daemon(b *bundles, name, binary string, args ...string) (taskv3.TTRPCTaskService, error) {
+func (l *lineup) daemon(b *bundles, name, binary string, args ...string) (*ttrpc.Client, error) {
 	socket := filepath.Join(b.dir, name+".sock")
 	cmd := exec.Command(binary, append(args, "-listen", "unix://"+socket)...)
 	log, err := os.Create(filepath.Join(b.dir, name+".log"))
@@ -123,7 +128,7 @@ func (l *lineup) daemon(b *bundles, name, binary string, args ...string) (taskv3
 	var conn net.Conn
 	for range 500 {
 		if conn, err = net.Dial("unix", socket); err == nil {
-			return taskv3.NewTTRPCTaskClient(ttrpc.NewClient(conn)), nil
+			return ttrpc.NewClient(conn), nil
 		}
 		time.Sleep(10 * time.Millisecond)
 	}
@@ -228,26 +233,47 @@ func stopSleeper(task taskv3.TTRPCTaskService) {
 	_, _ = task.Delete(ctx, &taskv3.DeleteRequest{ID: sleeper})
 }
 
-func execOnce(task taskv3.TTRPCTaskService) (time.Duration, error) {
-	id := nextID()
+func execRequest() (*taskv3.ExecProcessRequest, error) {
+	process, err := json.Marshal(config().Process)
+	return &taskv3.ExecProcessRequest{ID: sleeper, ExecID: nextID(), Spec: &anypb.Any{Value: process}}, err
+}
+
+// runExec is one exec in one call.
+func runExec(extras runtimeapi.TTRPCRuntimeService) (time.Duration, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
-	process, err := json.Marshal(config().Process)
+	r, err := execRequest()
 	if err != nil {
 		return 0, err
 	}
 	began := time.Now()
-	if _, err := task.Exec(ctx, &taskv3.ExecProcessRequest{ID: sleeper, ExecID: id, Spec: &anypb.Any{Value: process}}); err != nil {
-		return 0, err
+	exit, err := extras.RunExec(ctx, r)
+	if err == nil && exit.ExitStatus != 0 {
+		err = fmt.Errorf("the process exited with %d", exit.ExitStatus)
 	}
-	if _, err := task.Start(ctx, &taskv3.StartRequest{ID: sleeper, ExecID: id}); err != nil {
-		return 0, err
-	}
-	w, err := task.Wait(ctx, &taskv3.WaitRequest{ID: sleeper, ExecID: id})
+	return time.Since(began), err
+}
+
+// execTask is one exec in the four calls of the Task API.
+func execTask(task taskv3.TTRPCTaskService) (time.Duration, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	r, err := execRequest()
 	if err != nil {
 		return 0, err
 	}
-	if _, err := task.Delete(ctx, &taskv3.DeleteRequest{ID: sleeper, ExecID: id}); err != nil {
+	began := time.Now()
+	if _, err := task.Exec(ctx, r); err != nil {
+		return 0, err
+	}
+	if _, err := task.Start(ctx, &taskv3.StartRequest{ID: sleeper, ExecID: r.ExecID}); err != nil {
+		return 0, err
+	}
+	w, err := task.Wait(ctx, &taskv3.WaitRequest{ID: sleeper, ExecID: r.ExecID})
+	if err != nil {
+		return 0, err
+	}
+	if _, err := task.Delete(ctx, &taskv3.DeleteRequest{ID: sleeper, ExecID: r.ExecID}); err != nil {
 		return 0, err
 	}
 	if w.ExitStatus != 0 {

@@ -7,6 +7,7 @@
 package runtime
 
 import (
+	v3 "github.com/containerd/containerd/api/runtime/task/v3"
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
 	timestamppb "google.golang.org/protobuf/types/known/timestamppb"
@@ -268,7 +269,7 @@ var File_services_runtime_v1_runtime_proto protoreflect.FileDescriptor
 
 const file_services_runtime_v1_runtime_proto_rawDesc = "" +
 	"\n" +
-	"!services/runtime/v1/runtime.proto\x12\x1avminit.services.runtime.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"7\n" +
+	"!services/runtime/v1/runtime.proto\x12\x1avminit.services.runtime.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1aruntime/task/v3/shim.proto\"7\n" +
 	"\vListRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x18\n" +
 	"\aprocess\x18\x02 \x01(\bR\aprocess\"\x81\x01\n" +
@@ -293,9 +294,10 @@ const file_services_runtime_v1_runtime_proto_rawDesc = "" +
 	" \x03(\tR\bwarnings\x1a>\n" +
 	"\x10AnnotationsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x012d\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x012\xbb\x01\n" +
 	"\aRuntime\x12Y\n" +
-	"\x04List\x12'.vminit.services.runtime.v1.ListRequest\x1a(.vminit.services.runtime.v1.ListResponseB(Z&vminit/api/services/runtime/v1;runtimeb\x06proto3"
+	"\x04List\x12'.vminit.services.runtime.v1.ListRequest\x1a(.vminit.services.runtime.v1.ListResponse\x12U\n" +
+	"\aRunExec\x12&.containerd.task.v3.ExecProcessRequest\x1a\".containerd.task.v3.DeleteResponseB(Z&vminit/api/services/runtime/v1;runtimeb\x06proto3"
 
 var (
 	file_services_runtime_v1_runtime_proto_rawDescOnce sync.Once
@@ -316,15 +318,19 @@ var file_services_runtime_v1_runtime_proto_goTypes = []any{
 	(*Container)(nil),             // 2: vminit.services.runtime.v1.Container
 	nil,                           // 3: vminit.services.runtime.v1.Container.AnnotationsEntry
 	(*timestamppb.Timestamp)(nil), // 4: google.protobuf.Timestamp
+	(*v3.ExecProcessRequest)(nil), // 5: containerd.task.v3.ExecProcessRequest
+	(*v3.DeleteResponse)(nil),     // 6: containerd.task.v3.DeleteResponse
 }
 var file_services_runtime_v1_runtime_proto_depIdxs = []int32{
 	2, // 0: vminit.services.runtime.v1.ListResponse.containers:type_name -> vminit.services.runtime.v1.Container
 	4, // 1: vminit.services.runtime.v1.Container.created:type_name -> google.protobuf.Timestamp
 	3, // 2: vminit.services.runtime.v1.Container.annotations:type_name -> vminit.services.runtime.v1.Container.AnnotationsEntry
 	0, // 3: vminit.services.runtime.v1.Runtime.List:input_type -> vminit.services.runtime.v1.ListRequest
-	1, // 4: vminit.services.runtime.v1.Runtime.List:output_type -> vminit.services.runtime.v1.ListResponse
-	4, // [4:5] is the sub-list for method output_type
-	3, // [3:4] is the sub-list for method input_type
+	5, // 4: vminit.services.runtime.v1.Runtime.RunExec:input_type -> containerd.task.v3.ExecProcessRequest
+	1, // 5: vminit.services.runtime.v1.Runtime.List:output_type -> vminit.services.runtime.v1.ListResponse
+	6, // 6: vminit.services.runtime.v1.Runtime.RunExec:output_type -> containerd.task.v3.DeleteResponse
+	5, // [5:7] is the sub-list for method output_type
+	3, // [3:5] is the sub-list for method input_type
 	3, // [3:3] is the sub-list for extension type_name
 	3, // [3:3] is the sub-list for extension extendee
 	0, // [0:3] is the sub-list for field type_name

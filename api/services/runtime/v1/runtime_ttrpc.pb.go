@@ -4,11 +4,13 @@ package runtime
 
 import (
 	context "context"
+	v3 "github.com/containerd/containerd/api/runtime/task/v3"
 	ttrpc "github.com/containerd/ttrpc"
 )
 
 type TTRPCRuntimeService interface {
 	List(context.Context, *ListRequest) (*ListResponse, error)
+	RunExec(context.Context, *v3.ExecProcessRequest) (*v3.DeleteResponse, error)
 }
 
 func RegisterTTRPCRuntimeService(srv *ttrpc.Server, svc TTRPCRuntimeService) {
@@ -20,6 +22,13 @@ func RegisterTTRPCRuntimeService(srv *ttrpc.Server, svc TTRPCRuntimeService) {
 					return nil, err
 				}
 				return svc.List(ctx, &req)
+			},
+			"RunExec": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
+				var req v3.ExecProcessRequest
+				if err := unmarshal(&req); err != nil {
+					return nil, err
+				}
+				return svc.RunExec(ctx, &req)
 			},
 		},
 	})
@@ -38,6 +47,14 @@ func NewTTRPCRuntimeClient(client *ttrpc.Client) TTRPCRuntimeService {
 func (c *ttrpcruntimeClient) List(ctx context.Context, req *ListRequest) (*ListResponse, error) {
 	var resp ListResponse
 	if err := c.client.Call(ctx, "vminit.services.runtime.v1.Runtime", "List", req, &resp); err != nil {
+		return nil, err
+	}
+	return &resp, nil
+}
+
+func (c *ttrpcruntimeClient) RunExec(ctx context.Context, req *v3.ExecProcessRequest) (*v3.DeleteResponse, error) {
+	var resp v3.DeleteResponse
+	if err := c.client.Call(ctx, "vminit.services.runtime.v1.Runtime", "RunExec", req, &resp); err != nil {
 		return nil, err
 	}
 	return &resp, nil
