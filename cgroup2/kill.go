@@ -39,8 +39,8 @@ func (c *Cgroup) killEach() error {
 		if len(pids) == 0 {
 			return nil
 		}
-		for batch := range slices.Chunk(pids, 128) { // descriptors held at once
-			if err := c.killBatch(batch); err != nil {
+		for batch := range slices.Chunk(pids, batchSize) {
+			if err := c.signalBatch(batch, unix.SIGKILL); err != nil {
 				return err
 			}
 			for _, pid := range batch {
@@ -50,10 +50,28 @@ func (c *Cgroup) killEach() error {
 	}
 }
 
-// killBatch kills those of pids that are in the cgroup. The pidfds pin the
-// processes while membership is looked at once more, so an id that was reused
-// since it was listed cannot hit a stranger.
-func (c *Cgroup) killBatch(pids []int) error {
+// Signal sends a signal to every process that is in the cgroup or below it.
+// Processes forked meanwhile may be left out.
+func (c *Cgroup) Signal(sig unix.Signal) error {
+	pids, err := c.Procs()
+	if err != nil {
+		return err
+	}
+	for batch := range slices.Chunk(pids, batchSize) {
+		if err := c.signalBatch(batch, sig); err != nil {
+			return c.wrap("signal", err)
+		}
+	}
+	return nil
+}
+
+// batchSize is how many descriptors of processes are held at once.
+const batchSize = 128
+
+// signalBatch sends a signal to those of pids that are in the cgroup. The pidfds
+// pin the processes while membership is looked at once more, so an id that was
+// reused since it was listed cannot hit a stranger.
+func (c *Cgroup) signalBatch(pids []int, sig unix.Signal) error {
 	fds := make(map[int]int, len(pids))
 	defer func() {
 		for _, fd := range fds {
@@ -78,8 +96,8 @@ func (c *Cgroup) killBatch(pids []int) error {
 		if _, ok := slices.BinarySearch(members, pid); !ok {
 			continue
 		}
-		if err := unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
-			return fmt.Errorf("kill process %d: %w", pid, err)
+		if err := unix.PidfdSendSignal(fd, sig, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
+			return fmt.Errorf("send %s to process %d: %w", unix.SignalName(sig), pid, err)
 		}
 	}
 	return nil

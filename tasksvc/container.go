@@ -8,7 +8,6 @@ import (
 
 	eventsapi "github.com/containerd/containerd/api/events"
 	"github.com/opencontainers/runtime-spec/specs-go"
-	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
@@ -30,6 +29,7 @@ type container struct {
 	// Set by create before anybody else can see the container.
 	spec    *specs.Spec
 	join    uint64 // namespaces an exec enters, CLONE_NEW* flags
+	ownPID  bool   // its pid namespace is new: whatever is in there ends with init
 	cgroup  *cgroup2.Cgroup
 	rdt     *rdtGroup    // nil without linux.intelRdt
 	unmount func() error // the rootfs mounts, in reverse
@@ -62,10 +62,10 @@ func (c *container) process(execID string) (*process, error) {
 	return nil, sys.Mark(sys.ErrNotFound, fmt.Errorf("exec %s of container %s not found", execID, c.id))
 }
 
-// killRest ends what init has left behind: without a pid namespace the kernel
-// does not.
+// killRest ends what init has left behind: without a pid namespace of its own the
+// kernel does not.
 func (c *container) killRest() {
-	if c.join&unix.CLONE_NEWPID != 0 {
+	if c.ownPID {
 		return
 	}
 	if err := c.cgroup.Kill(); err != nil {

@@ -113,6 +113,9 @@ func mkdirAll(dir int, name string, resolve uint64) (int, error) {
 		return -1, err
 	}
 	defer unix.Close(parent)
+	if err := refusePseudo(parent); err != nil {
+		return -1, err
+	}
 	if err := unix.Mkdirat(parent, path.Base(name), 0o755); err != nil && err != unix.EEXIST {
 		return -1, err
 	}

@@ -61,6 +61,9 @@ func (r *containerRoot) copyIn(in io.Reader, name string, owners bool) error {
 		return notFound(err)
 	}
 	defer unix.Close(fd)
+	if err := refusePseudo(fd); err != nil {
+		return err
+	}
 	x.dst = fd
 	for {
 		h, err := x.tar.next()
@@ -85,6 +88,9 @@ func (x *extractor) overFile(fd int, st *unix.Stat_t) error {
 	if st.Mode&unix.S_IFMT != unix.S_IFREG {
 		return sys.Invalidf("it is neither a directory nor a regular file")
 	}
+	if err := refusePseudo(fd); err != nil {
+		return err
+	}
 	h, err := x.tar.next()
 	if err == io.EOF {
 		return sys.Invalidf("it is a file, and the archive is empty")
@@ -105,6 +111,15 @@ func (x *extractor) overFile(fd int, st *unix.Stat_t) error {
 	}
 	if _, err := x.tar.next(); err != io.EOF {
 		return errors.Join(err, sys.Invalidf("it is a file, and the archive holds more than one"))
+	}
+	return nil
+}
+
+// refusePseudo refuses what is the kernel's and no file. Links of the container's
+// may lead there, and we may write what it may not.
+func refusePseudo(fd int) error {
+	if isPseudo(fd) {
+		return sys.Invalidf("it is on a file system of the kernel's, such as procfs: nothing is copied there")
 	}
 	return nil
 }
@@ -142,6 +157,9 @@ func (x *extractor) extract(h *tarHeader) error {
 		return escape(err)
 	}
 	defer unix.Close(parent)
+	if err := refusePseudo(parent); err != nil {
+		return err
+	}
 	switch h.kind {
 	case tarDir:
 		return x.makeDir(parent, base, h)
@@ -222,6 +240,9 @@ func (x *extractor) makeDir(parent int, base string, h *tarHeader) error {
 		return err
 	}
 	defer unix.Close(fd)
+	if isPseudo(fd) { // the container's /proc, say: it is there, and that is all
+		return nil
+	}
 	if len(x.dirs) < maxLateDirs {
 		x.dirs = append(x.dirs, lateDir{h.name, timesOf(h)})
 	}
@@ -261,6 +282,9 @@ func (x *extractor) makeFile(parent int, base string, h *tarHeader) error {
 		var st unix.Stat_t
 		if err := unix.Fstat(at, &st); err != nil || st.Mode&unix.S_IFMT != unix.S_IFREG {
 			return errors.Join(err, unix.EBUSY)
+		}
+		if err := refusePseudo(at); err != nil {
+			return err
 		}
 		fd, err = unix.Open(procFD(at), unix.O_WRONLY|unix.O_TRUNC|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
 	}

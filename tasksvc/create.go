@@ -75,6 +75,9 @@ func (s *Service) create(ctx context.Context, c *container, r *taskv3.CreateTask
 	if err := c.cgroup.SetDevices(c.resources.Devices); err != nil {
 		return err
 	}
+	if err := s.mayCreate(); err != nil {
+		return err
+	}
 	given.close() // a container lives on without its client
 	s.created(c, r, pl)
 	return nil
@@ -94,7 +97,7 @@ func (s *Service) prepare(ctx context.Context, c *container, r *taskv3.CreateTas
 		return ns, err
 	}
 	ns.dropGuests()
-	c.join = ns.all()
+	c.join, c.ownPID = ns.all(), ns.fresh&unix.CLONE_NEWPID != 0
 	if err := makeEtcFiles(c.bundle, c.spec, back); err != nil {
 		return ns, err
 	}

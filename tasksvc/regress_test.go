@@ -8,7 +8,9 @@ import (
 
 	taskv3 "github.com/containerd/containerd/api/runtime/task/v3"
 	tasktypes "github.com/containerd/containerd/api/types/task"
+	"github.com/opencontainers/runtime-spec/specs-go"
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/types/known/anypb"
 
 	"vminit/internal/sys"
@@ -150,4 +152,62 @@ func TestStartInDying(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, uint32(137), w.ExitStatus)
 	h.delete("c1")
+}
+
+// Init in the pid namespace of another container is not process 1 there: what it
+// leaves behind, execs included, does not end with it by itself, and its exit
+// would wait for theirs.
+func TestExitInJoinedPIDNamespace(t *testing.T) {
+	h := newHost(t)
+	h.started("holder", "sleep 1000")
+	spec := testSpec("sleep 1000 & cat; exit 7")
+	joinAll(spec, h.containers[containerKey{"default", "holder"}].init.pid(), specs.PIDNamespace)
+	stdin := h.fifo("stdin")
+	_, err := h.Create(h.ctx(), &taskv3.CreateTaskRequest{ID: "c1", Bundle: h.bundle(spec), Stdin: stdin})
+	require.NoError(t, err)
+	_, err = h.Start(h.ctx(), &taskv3.StartRequest{ID: "c1"})
+	require.NoError(t, err)
+	h.promise("c1", "e", `["/bin/sleep","1000"]`)
+	_, err = h.Start(h.ctx(), &taskv3.StartRequest{ID: "c1", ExecID: "e"})
+	require.NoError(t, err)
+	_, err = h.CloseIO(h.ctx(), &taskv3.CloseIORequest{ID: "c1", Stdin: true})
+	require.NoError(t, err)
+	w, err := h.Wait(h.ctx(), &taskv3.WaitRequest{ID: "c1"})
+	require.NoError(t, err)
+	require.Equal(t, uint32(7), w.ExitStatus)
+	w, err = h.Wait(h.ctx(), &taskv3.WaitRequest{ID: "c1", ExecID: "e"})
+	require.NoError(t, err)
+	require.Equal(t, 128+uint32(unix.SIGKILL), w.ExitStatus)
+	require.Eventually(t, func() bool {
+		r, err := h.Pids(h.ctx(), &taskv3.PidsRequest{ID: "c1"})
+		return err == nil && len(r.Processes) == 0
+	}, 5*time.Second, time.Millisecond)
+	h.delete("c1")
+	h.killed("holder")
+	h.delete("holder")
+}
+
+// A container that waits for its start ends by the signals that ask for it, though
+// the kernel keeps them from process 1 of a pid namespace.
+func TestKillCreated(t *testing.T) {
+	h := newHost(t)
+	for _, sig := range asksForEnd {
+		_, err := h.Create(h.ctx(), &taskv3.CreateTaskRequest{ID: "c1", Bundle: h.bundle(testSpec("sleep 1000"))})
+		require.NoError(t, err)
+		for _, harmless := range []unix.Signal{unix.SIGCHLD, unix.SIGUSR1} { // the second is the program's affair
+			_, err = h.Kill(h.ctx(), &taskv3.KillRequest{ID: "c1", Signal: uint32(harmless)})
+			require.NoError(t, err)
+		}
+		st, err := h.State(h.ctx(), &taskv3.StateRequest{ID: "c1"})
+		require.NoError(t, err)
+		require.Equal(t, tasktypes.Status_CREATED, st.Status)
+		_, err = h.Kill(h.ctx(), &taskv3.KillRequest{ID: "c1", Signal: uint32(sig)})
+		require.NoError(t, err)
+		w, err := h.Wait(h.ctx(), &taskv3.WaitRequest{ID: "c1"})
+		require.NoError(t, err)
+		require.Equal(t, 128+uint32(unix.SIGKILL), w.ExitStatus)
+		_, err = h.Start(h.ctx(), &taskv3.StartRequest{ID: "c1"})
+		require.ErrorIs(t, err, sys.ErrState)
+		h.delete("c1")
+	}
 }

@@ -71,6 +71,7 @@ func (r *Runtime) RunExec(ctx context.Context, q *taskv3.ExecProcessRequest) (*t
 	if err != nil {
 		return nil, err
 	}
+	p.io.linger()            // nobody says when the output has been read
 	_ = c.deleteExec(ctx, p) // somebody else may have
 	return &taskv3.DeleteResponse{Pid: p.pid(), ExitStatus: uint32(exit.Code), ExitedAt: timestamppb.New(exit.At)}, nil
 }

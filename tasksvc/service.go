@@ -55,9 +55,10 @@ type Service struct {
 	refill    *time.Timer // fills network
 	tracers   atomic.Bool // some container's processes may trace others, see mayTrace
 
-	mu         sync.Mutex // guards containers, stopping
+	mu         sync.Mutex // guards containers, stopping and additions to creates
 	containers map[containerKey]*container
 	stopping   bool
+	creates    sync.WaitGroup // calls of Create that have reserved an id
 }
 
 type containerKey struct{ namespace, id string }
@@ -82,20 +83,34 @@ func NewService(cfg Config) (*Service, error) {
 }
 
 // reserve takes an id for a container that is about to be created: its init is
-// busy until it is.
+// busy until it is. It counts the caller among creates.
 func (s *Service) reserve(c *container) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	key := containerKey{c.namespace, c.id}
 	if s.stopping {
-		return sys.Mark(sys.ErrState, errors.New("the daemon is shutting down"))
+		return errStopping
 	}
 	if _, ok := s.containers[key]; ok {
 		return sys.Mark(sys.ErrExists, fmt.Errorf("container %s exists already", c.id))
 	}
 	s.containers[key] = c
+	s.creates.Add(1)
 	return nil
 }
+
+// mayCreate says whether a Create that is nearly done may finish. Stop has not
+// seen its container, and need not have done if it may.
+func (s *Service) mayCreate() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.stopping {
+		return errStopping
+	}
+	return nil
+}
+
+var errStopping = sys.Mark(sys.ErrState, errors.New("the daemon is shutting down"))
 
 func (s *Service) forget(c *container) {
 	s.mu.Lock()

@@ -14,6 +14,10 @@ import (
 // a host that reads slowly, or never.
 const drainTimeout = 10 * time.Second
 
+// streamLinger is how long a stream may stay open after the last byte, for its
+// other side to read it: some backends throw away what is unread when it is closed.
+const streamLinger = 10 * time.Second
+
 // closeQuiet is how long after CloseIO a stdin stream that the host did not
 // half-close must be silent to count as ended: bytes may still be under way.
 const closeQuiet = time.Second
@@ -45,6 +49,8 @@ type stdio struct {
 	tty   *os.File           // master of the pty
 	ends  [2]vsockstream.End // a terminal's streams, until there is a pty
 	ended time.Time          // deadline of drain, if the process has ended
+
+	lingers bool // close leaves streams open until their readers have closed
 }
 
 // openStdio opens what the URIs name and makes the process's ends. uid and gid
@@ -153,6 +159,13 @@ func (s *stdio) closeStdin() {
 	}
 }
 
+// linger has close leave streams to their readers for a while.
+func (s *stdio) linger() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.lingers = true
+}
+
 // close ends everything, delivered or not. Safe to call twice.
 func (s *stdio) close() {
 	s.closeChild()
@@ -167,7 +180,14 @@ func (s *stdio) close() {
 		s.in.Close()
 	}
 	for _, p := range s.out {
-		p.Close()
+		if !s.lingers {
+			p.Close()
+			continue
+		}
+		go func() {
+			p.AwaitPeer(time.Now().Add(streamLinger))
+			p.Close()
+		}()
 	}
 	if s.hold != nil {
 		s.hold.Close()

@@ -3,6 +3,7 @@ package tasksvc
 import (
 	"context"
 	"errors"
+	"fmt"
 	"maps"
 	"slices"
 	"time"
@@ -60,9 +61,20 @@ func (s *Service) Stop(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-// Clear takes away the containers that Stop has ended. Where the daemon is not
-// PID 1 their cgroups and mounts would outlive it.
+// Clear takes away the containers that Stop has ended, when those that were being
+// created have become some or failed. Where the daemon is not PID 1 their cgroups
+// and mounts would outlive it.
 func (s *Service) Clear(ctx context.Context) error {
+	created := make(chan struct{})
+	go func() {
+		s.creates.Wait()
+		close(created)
+	}()
+	select {
+	case <-created:
+	case <-ctx.Done():
+		return fmt.Errorf("containers are still being created: %w", ctx.Err())
+	}
 	s.mu.Lock()
 	all := slices.Collect(maps.Values(s.containers))
 	s.mu.Unlock()

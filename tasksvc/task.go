@@ -6,7 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"syscall"
+	"slices"
 	"time"
 
 	eventsapi "github.com/containerd/containerd/api/events"
@@ -43,9 +43,11 @@ func (s *Service) Create(ctx context.Context, r *taskv3.CreateTaskRequest) (*tas
 	c := &container{svc: s, namespace: namespaceOf(ctx), id: r.ID, bundle: r.Bundle,
 		created: make(chan struct{}), execs: map[string]*process{}, exits: newExitCoordinator()}
 	c.init = newProcess(c, "", nil, stdioURIs{r.Stdin, r.Stdout, r.Stderr, r.Terminal})
+	c.init.busy = "create"
 	if err := s.reserve(c); err != nil {
 		return nil, err
 	}
+	defer s.creates.Done()
 	if err := s.create(ctx, c, r, options); err != nil {
 		s.forget(c)
 		return nil, err
@@ -133,16 +135,21 @@ func (s *Service) Kill(ctx context.Context, r *taskv3.KillRequest) (*emptypb.Emp
 		return nil, err
 	}
 	defer c.mu.Unlock()
-	if r.All && r.ExecID == "" {
-		return empty, c.killAll(syscall.Signal(r.Signal))
+	sig := unix.Signal(r.Signal)
+	if p == c.init && c.ownPID && p.state == Created && p.busy == "" && slices.Contains(asksForEnd, sig) {
+		sig = unix.SIGKILL
 	}
 	switch {
+	case r.All && r.ExecID == "" && sig == unix.SIGKILL:
+		return empty, c.cgroup.Kill()
+	case r.All && r.ExecID == "":
+		return empty, c.cgroup.Signal(sig)
 	case p.handle == nil && p.state == Created:
 		return nil, sys.Mark(sys.ErrState, fmt.Errorf("%s has not been started", p.name()))
 	case p.handle == nil || p.early.ended:
 		return nil, sys.Mark(sys.ErrNotFound, fmt.Errorf("%s has ended", p.name()))
 	}
-	if err := p.handle.Signal(syscall.Signal(r.Signal)); isGone(err) {
+	if err := p.handle.Signal(sig); isGone(err) {
 		return nil, sys.Mark(sys.ErrNotFound, fmt.Errorf("%s has ended", p.name()))
 	} else if err != nil {
 		return nil, err
@@ -150,28 +157,10 @@ func (s *Service) Kill(ctx context.Context, r *taskv3.KillRequest) (*emptypb.Emp
 	return empty, nil
 }
 
-// killAll signals everything in the container's cgroup. The caller holds mu.
-func (c *container) killAll(sig syscall.Signal) error {
-	if sig == unix.SIGKILL {
-		return c.cgroup.Kill()
-	}
-	pids, err := c.cgroup.Procs()
-	if err != nil {
-		return err
-	}
-	for _, pid := range pids {
-		fd, err := unix.PidfdOpen(pid, 0)
-		if err != nil {
-			continue // ended since
-		}
-		err = unix.PidfdSendSignal(fd, unix.Signal(sig), nil, 0)
-		unix.Close(fd)
-		if err != nil && err != unix.ESRCH {
-			return fmt.Errorf("send %s to process %d: %w", unix.SignalName(sig), pid, err)
-		}
-	}
-	return nil
-}
+// asksForEnd are signals that process 1 of a pid namespace does not get as long as
+// it does not handle them, and nothing does while it waits for its start: it is
+// killed instead.
+var asksForEnd = []unix.Signal{unix.SIGTERM, unix.SIGINT, unix.SIGHUP, unix.SIGQUIT}
 
 func isGone(err error) bool { return errors.Is(err, os.ErrProcessDone) }
 

@@ -20,10 +20,6 @@ import (
 
 const mediaTypeTar = "application/x-tar"
 
-// transferLinger is how long a stream stays open after the last byte, for its
-// receiver: a backend may drop what it has not read of a closed connection.
-const transferLinger = 10 * time.Second
-
 // Transfer is containerd's Transfer service for files of containers: from a
 // ContainerPath to a WriteStream, and from a ReadStream to a ContainerPath, as
 // tar archives. It owns the streams.
@@ -139,7 +135,7 @@ func (t *Transfer) withStream(ctx context.Context, id string, fn func(vsockstrea
 // linger closes a stream once its peer has, or after a while.
 func linger(c vsockstream.Conn) {
 	defer c.Close()
-	if c.SetDeadline(time.Now().Add(transferLinger)) == nil && c.CloseWrite() == nil {
+	if c.SetDeadline(time.Now().Add(streamLinger)) == nil && c.CloseWrite() == nil {
 		_, _ = io.Copy(io.Discard, c)
 	}
 }

@@ -488,3 +488,34 @@ func TestTransferConditions(t *testing.T) {
 	require.Equal(t, codes.FailedPrecondition, status.Code(err), err)
 	h.delete("short")
 }
+
+// What is the kernel's is not written to, though a link of the container's leads
+// there: the daemon may do what the container may not.
+func TestTransferIntoKernel(t *testing.T) {
+	h := newTransferHost(t)
+	spec := testSpec("sleep 1000")
+	spec.Mounts = append(spec.Mounts, specs.Mount{Destination: "/sys/fs/cgroup", Type: "cgroup", Source: "cgroup"})
+	h.running("c1", spec)
+	root := h.rootOf("c1")
+	require.NoError(t, os.Symlink("/proc/1/oom_score_adj", root+"/tmp/file"))
+	require.NoError(t, os.Symlink("/proc/1", root+"/tmp/dir"))
+	member := []*tarHeader{{name: "oom_score_adj", kind: tarRegular, size: 3}}
+	for path, members := range map[string][]*tarHeader{
+		"/tmp/file":          member,
+		"/tmp/dir":           member,
+		"/sys/fs/cgroup/new": member,
+		"/proc/1":            member,
+		"/":                  {{name: "proc/1/oom_score_adj", kind: tarRegular, size: 3}},
+		"/sys/fs":            {{name: "cgroup/new/", kind: tarDir, mode: 0o755}},
+		"/proc/self/fd":      {{name: "l", kind: tarSymlink, link: "x"}},
+	} {
+		err := h.in(&transfertypes.ContainerPath{ContainerID: "c1", Path: path}, archive(t, members))
+		require.Equal(t, codes.InvalidArgument, status.Code(err), "%s: %v", path, err)
+	}
+	// A mount point in an archive of a whole root is there already.
+	require.NoError(t, h.in(&transfertypes.ContainerPath{ContainerID: "c1", Path: "/"}, archive(t, []*tarHeader{
+		{name: "proc/", kind: tarDir, mode: 0o700}, {name: "tmp/f", kind: tarRegular, size: 3}})))
+	st, err := os.Stat(root + "/proc")
+	require.NoError(t, err)
+	require.Equal(t, os.FileMode(0o555), st.Mode().Perm())
+}

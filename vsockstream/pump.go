@@ -116,6 +116,15 @@ func (p *Pump) Start() error {
 // Done is closed when the pump is done: no further byte will move.
 func (p *Pump) Done() <-chan struct{} { return p.done }
 
+// AwaitPeer waits until the reader of a done pump's destination has closed it, if
+// that is a socket, until deadline at most: Close may cut off what is under way.
+func (p *Pump) AwaitPeer(deadline time.Time) {
+	<-p.done
+	if dst, ok := p.cfg.Dst.(Conn); ok && dst.SetReadDeadline(deadline) == nil {
+		_, _ = io.Copy(io.Discard, dst)
+	}
+}
+
 // Moved returns the number of bytes written to the destination so far.
 func (p *Pump) Moved() int64 { return p.moved.Load() }
 

@@ -50,10 +50,17 @@ func (s *allSignals) handle(sig unix.Signal) {
 	s.mu.Lock()
 	forward := s.forward
 	s.mu.Unlock()
-	switch {
-	case forward != nil:
+	if forward != nil {
 		forward(sig)
-	case sig == unix.SIGINT || sig == unix.SIGTERM || sig == unix.SIGHUP || sig == unix.SIGQUIT:
+		return
+	}
+	s.endBy(sig)
+}
+
+// endBy has us end if that is what a signal asks for.
+func (s *allSignals) endBy(sig unix.Signal) {
+	switch sig {
+	case unix.SIGINT, unix.SIGTERM, unix.SIGHUP, unix.SIGQUIT:
 		s.cancel(interrupted{sig})
 	}
 }

@@ -133,18 +133,25 @@ func (x *attached) during(ctx context.Context, wait func(context.Context) (uint3
 }
 
 // signal sends the process a signal. While RunExec has not started it there is
-// nobody to take one: ctx ends with the process.
+// nobody to take one. If that lasts, a signal that asks for the end has us end.
 func (x *attached) signal(ctx context.Context, sig unix.Signal) {
-	for {
+	ctx, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
+	for ctx.Err() == nil {
 		_, err := x.guest.task.Kill(ctx, &taskv3.KillRequest{ID: x.id, ExecID: x.execID, Signal: uint32(sig)})
-		if code := status.Code(err); code != codes.NotFound && code != codes.FailedPrecondition {
+		switch status.Code(err) {
+		case codes.NotFound, codes.FailedPrecondition:
+			select {
+			case <-time.After(10 * time.Millisecond):
+			case <-ctx.Done():
+			}
+		case codes.DeadlineExceeded:
+		default:
 			return
 		}
-		select {
-		case <-time.After(10 * time.Millisecond):
-		case <-ctx.Done():
-			return
-		}
+	}
+	if ctx.Err() == context.DeadlineExceeded {
+		x.signals.endBy(sig)
 	}
 }
 

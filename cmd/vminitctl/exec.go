@@ -123,7 +123,7 @@ func (o *execOptions) run(ctx context.Context, guest *guest, id string, signals 
 		ID: id, ExecID: x.execID, Terminal: p.Terminal, Stdin: x.stdin, Stdout: x.stdout, Stderr: x.stderr,
 		Spec: &anypb.Any{TypeUrl: "types.containerd.io/opencontainers/runtime-spec/1/Process", Value: body},
 	}
-	if !o.detach && o.pidFile == "" && x.tty == nil { // nothing to do between its start and its end
+	if !o.detach && o.pidFile == "" && x.streams == nil { // nothing to do between its start and its end
 		code, err := x.during(ctx, func(ctx context.Context) (uint32, error) {
 			exit, err := guest.runtime.RunExec(ctx, request)
 			return exit.GetExitStatus(), err

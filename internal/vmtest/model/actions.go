@@ -339,7 +339,7 @@ func (s *state) deliver(c *container, p *process, signal uint32, init bool) {
 	}
 	switch {
 	case p.phase == stopped:
-	case signal == 9:
+	case signal == 9, init && !p.kind.Shared && p.phase == created: // 15 would not get through
 		p.killed = true
 		end(137)
 	case init && !p.kind.Shared: // the kernel drops what PID 1 does not handle
