@@ -3,6 +3,8 @@ package tasksvc
 import (
 	"context"
 	"encoding/json"
+	"io"
+	"strings"
 	"testing"
 	"time"
 
@@ -121,5 +123,31 @@ func TestRunExecMeanwhile(t *testing.T) {
 	}
 	_, err = h.Wait(h.ctx(), &taskv3.WaitRequest{ID: "c1"})
 	require.NoError(t, err)
+	h.delete("c1")
+}
+
+// A stream stays open until its reader has closed it: some backends throw away
+// what has not been read of a closed one.
+func TestRunExecStream(t *testing.T) {
+	h := newHost(t)
+	give := h.hub()
+	h.started("c1", "sleep 1000")
+	uri, conn := give()
+	_, err := h.runner()(h.ctx(), "e1", "stream://"+strings.TrimPrefix(uri, schemeFDs), "/bin/sh", "-c", "echo last words")
+	require.NoError(t, err)
+	time.Sleep(20 * time.Millisecond)
+	_, err = conn.Write([]byte("x")) // EPIPE if it was closed
+	require.NoError(t, err)
+	got, err := io.ReadAll(conn)
+	require.NoError(t, err)
+	require.Equal(t, "last words\n", string(got))
+	_, _, claimed := h.cfg.Streams.Stats()
+	require.Equal(t, 1, claimed)
+	conn.Close()
+	require.Eventually(t, func() bool {
+		_, unclaimed, claimed := h.cfg.Streams.Stats()
+		return unclaimed+claimed == 0
+	}, 5*time.Second, time.Millisecond)
+	h.killed("c1")
 	h.delete("c1")
 }
