@@ -90,8 +90,8 @@ func (l *lineup) execs(b *bundles, conn *ttrpc.Client, crun *runtime) error {
 	}
 	l.ends = append(l.ends, crun.stopSleeper)
 	l.add("vminitd exec", "Runtime.RunExec", func() (time.Duration, error) { return runExec(extras) })
-	l.add("vminitd exec, four calls", "Task.Exec, Start, Wait, Delete", func() (time.Duration, error) { return execTask(client) })
 	l.add("crun exec", "", crun.exec)
+	l.add("vminitd exec, four calls", "Task.Exec, Start, Wait, Delete", func() (time.Duration, error) { return execTask(client) })
 	return nil
 }
 

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
-	"io"
 	"os"
 	"slices"
 	"strings"
@@ -16,7 +15,7 @@ import (
 	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/emptypb"
 
-	guestapi "vminit/api/services/guest/v1"
+	runtimeapi "vminit/api/services/runtime/v1"
 	"vminit/internal/initramfs"
 	"vminit/internal/microvm"
 )
@@ -35,12 +34,12 @@ const (
 
 // TestAnswersSoon: the median of boots on one CPU, by the guest's own clocks. How
 // long the kernel took to main includes executing vminitd and what Go does before
-// main; what the kernel's log says of that is logged.
+// main, which is logged.
 func TestAnswersSoon(t *testing.T) {
 	Require(t)
 	var all []float64
 	for range 5 {
-		g := Boot(t, func(c *microvm.Config) { c.CPUs, c.MemoryMiB = 1, 512 })
+		g := Boot(t, func(c *microvm.Config) { c.CPUs, c.MemoryMiB = 1, 512; traceExec(c) })
 		ctx := Context(t)
 		_, err := g.System.Info(ctx, &emptypb.Empty{})
 		require.NoError(t, err)
@@ -53,7 +52,6 @@ func TestAnswersSoon(t *testing.T) {
 			}
 		}
 		kernel, serving, answered, exec := at["boot/kernel"], at["boot/serving"], at["boot/first answer"], g.executed(ctx, t)
-		require.NotZero(t, exec)
 		require.Less(t, exec, kernel)
 		require.Less(t, kernel, serving)
 		require.Less(t, serving, answered)
@@ -67,21 +65,22 @@ func TestAnswersSoon(t *testing.T) {
 	require.LessOrEqual(t, all[len(all)/2], maxAnswered, "%v", all)
 }
 
-// executed is when the kernel executed PID 1, as its log has it.
-func (g *Guest) executed(ctx context.Context, t *testing.T) (at time.Duration) {
+// traceExec has the kernel note when it executes PID 1, by the timeline's clock;
+// its log goes by another, up to 80 ms behind.
+func traceExec(c *microvm.Config) {
+	c.Params = append(c.Params, "trace_event=sched:sched_process_exec", "trace_clock=mono")
+}
+
+// executed is when the kernel executed PID 1 in a guest with traceExec.
+func (g *Guest) executed(ctx context.Context, t *testing.T) time.Duration {
 	t.Helper()
-	log, err := g.API.KernelLog(ctx, &guestapi.KernelLogRequest{})
+	r, err := g.Run(ctx, Privileged("/bin/sh", "-c", "mount -t tracefs tracefs /sys/kernel/tracing && exec grep -m 1 filename=/init /sys/kernel/tracing/trace"))
 	require.NoError(t, err)
-	for {
-		r, err := log.Recv()
-		if err != nil {
-			require.ErrorIs(t, err, io.EOF)
-			return at
-		}
-		if strings.HasPrefix(r.Text, "Run /init as init process") {
-			at = time.Duration(r.TimestampUs) * time.Microsecond
-		}
-	}
+	// init-1 [000] ..... 1.754321: sched_process_exec: filename=/init pid=1 old_pid=1
+	at, _, _ := strings.Cut(r.Stdout, ": sched_process_exec:")
+	exec, err := time.ParseDuration(at[strings.LastIndexByte(at, ' ')+1:] + "s")
+	require.NoError(t, err, r)
+	return exec
 }
 
 func TestSizes(t *testing.T) {
@@ -114,7 +113,8 @@ func TestLatency(t *testing.T) {
 	g := Boot(t, func(c *microvm.Config) { c.CPUs = 1 })
 	ctx := Context(t)
 	sleeper := g.Running(ctx, t, Spec("/bin/sleep", "1000"))
-	var lives, execs []time.Duration
+	extras := runtimeapi.NewTTRPCRuntimeClient(g.Client)
+	var lives, execs, runs []time.Duration
 	for i := range 24 {
 		id := NewID()
 		spec := Spec("/bin/true")
@@ -134,16 +134,24 @@ func TestLatency(t *testing.T) {
 		_, err = g.Task.Exec(ctx, &taskv3.ExecProcessRequest{ID: sleeper.id, ExecID: id, Spec: &anypb.Any{Value: process}})
 		require.NoError(t, err)
 		execs = append(execs, g.lived(ctx, t, began, sleeper.id, id))
+
+		began = time.Now()
+		_, err = extras.RunExec(ctx, &taskv3.ExecProcessRequest{ID: sleeper.id, ExecID: id, Spec: &anypb.Any{Value: process}})
+		require.NoError(t, err)
+		runs = append(runs, time.Since(began))
 		if i < 8 { // warming up
-			lives, execs = nil, nil
+			lives, execs, runs = nil, nil, nil
 		}
 	}
-	slices.Sort(lives)
-	slices.Sort(execs)
-	n := len(lives)
-	t.Logf("a life cycle: %v, lower quartile %v; an exec: %v, lower quartile %v", lives[n/2], lives[n/4], execs[n/2], execs[n/4])
-	require.LessOrEqual(t, lives[n/4], maxLife)
-	require.LessOrEqual(t, execs[n/4], maxExec)
+	quartile := func(what string, took []time.Duration) time.Duration {
+		slices.Sort(took)
+		n := len(took)
+		t.Logf("%s: %v, lower quartile %v", what, took[n/2], took[n/4])
+		return took[n/4]
+	}
+	require.LessOrEqual(t, quartile("a life cycle", lives), maxLife)
+	require.LessOrEqual(t, quartile("an exec in four calls", execs), maxExec)
+	require.LessOrEqual(t, quartile("an exec in one call", runs), maxExec)
 }
 
 // lived takes a process that has been created to its end.
