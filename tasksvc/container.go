@@ -45,6 +45,8 @@ type container struct {
 	exits exitCoordinator
 	ooms  uint64 // kills already published
 
+	lastExec *execSpec // nil if there was none
+
 	reads atomic.Int32 // of files on what the container has mounted, under way
 
 	updating  sync.Mutex            // held during an update; guards resources

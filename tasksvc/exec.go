@@ -1,6 +1,7 @@
 package tasksvc
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -27,21 +28,18 @@ func (s *Service) addExec(namespace string, r *taskv3.ExecProcessRequest, ahead 
 	if err := ValidateID("exec", r.ExecID); err != nil {
 		return nil, err
 	}
-	spec := new(specs.Process)
 	if r.Spec == nil {
 		return nil, sys.Invalidf("exec %s has no process spec", r.ExecID)
 	}
-	if err := json.Unmarshal(r.Spec.Value, spec); err != nil {
-		return nil, sys.Invalidf("exec %s: process spec: %w", r.ExecID, err)
-	}
-	if err := checkProcess(spec); err != nil {
-		return nil, err
-	}
-	spec.Terminal = r.Terminal
 	c, err := s.find(namespace, r.ID)
 	if err != nil {
 		return nil, err
 	}
+	spec, err := c.readExec(r.Spec.Value)
+	if err != nil {
+		return nil, fmt.Errorf("exec %s: %w", r.ExecID, err)
+	}
+	spec.Terminal = r.Terminal
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if err := c.mayExec(); err != nil {
@@ -57,4 +55,38 @@ func (s *Service) addExec(namespace string, r *taskv3.ExecProcessRequest, ahead 
 	}
 	c.publish("/tasks/exec-added", &eventsapi.TaskExecAdded{ContainerID: c.id, ExecID: r.ExecID})
 	return p, nil
+}
+
+// execSpec is the process of an exec as it came and as it was read.
+type execSpec struct {
+	json []byte
+	spec specs.Process
+}
+
+// maxKeptExec bounds the length of an execSpec that is kept.
+const maxKeptExec = 64 << 10
+
+// readExec reads the process of an exec. Health checks send the same one again
+// and again, and reading it takes a tenth of their time: the last is kept. What
+// the result points to is not to be changed.
+func (c *container) readExec(data []byte) (*specs.Process, error) {
+	c.mu.Lock()
+	last := c.lastExec
+	c.mu.Unlock()
+	if last == nil || !bytes.Equal(last.json, data) {
+		last = &execSpec{json: data}
+		if err := json.Unmarshal(data, &last.spec); err != nil {
+			return nil, sys.Invalidf("process spec: %w", err)
+		}
+		if err := checkProcess(&last.spec); err != nil {
+			return nil, err
+		}
+		if len(data) <= maxKeptExec {
+			c.mu.Lock()
+			c.lastExec = last
+			c.mu.Unlock()
+		}
+	}
+	spec := last.spec
+	return &spec, nil
 }

@@ -3,6 +3,7 @@ package tasksvc
 import (
 	"context"
 	"encoding/json"
+	"fmt"
 	"io"
 	"strings"
 	"testing"
@@ -123,6 +124,30 @@ func TestRunExecMeanwhile(t *testing.T) {
 	}
 	_, err = h.Wait(h.ctx(), &taskv3.WaitRequest{ID: "c1"})
 	require.NoError(t, err)
+	h.delete("c1")
+}
+
+// The last exec's process is kept as it was read: one that is sent again is the
+// same, another is not.
+func TestExecAgain(t *testing.T) {
+	h := newHost(t)
+	h.started("c1", "sleep 1000")
+	c := h.containers[containerKey{"default", "c1"}]
+	for step, terminal := range []bool{false, true, false} {
+		for i, word := range []string{"one", "one", "two"} {
+			out, code := h.exec("c1", fmt.Sprintf("e%d-%d", step, i), "echo "+word+"; test -t 1; exit $?", terminal)
+			require.Equal(t, word, strings.TrimSpace(out))
+			require.Equal(t, !terminal, code == 1)
+		}
+	}
+	last := c.lastExec
+	require.NotNil(t, last)
+	long := strings.Repeat("x", maxKeptExec)
+	exit, err := h.runner()(h.ctx(), "e", "", "/bin/true", long)
+	require.NoError(t, err)
+	require.Zero(t, exit.ExitStatus)
+	require.Same(t, last, c.lastExec, "it is too long to be kept")
+	h.killed("c1")
 	h.delete("c1")
 }
 
