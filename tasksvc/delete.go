@@ -94,7 +94,7 @@ func (p *process) release(ctx context.Context) {
 	}
 	p.dropPlan()
 	if p.io != nil {
-		_ = p.io.drained(ctx) // whatever is not out by then is lost, as drain's deadline says
+		_ = p.io.drained(ctx) // whatever is not out by then is lost
 		p.io.close()
 	}
 	if p.handle != nil {

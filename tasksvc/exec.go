@@ -31,13 +31,13 @@ func (s *Service) addExec(namespace string, r *taskv3.ExecProcessRequest, ahead 
 	if r.Spec == nil {
 		return nil, sys.Invalidf("exec %s has no process spec", r.ExecID)
 	}
-	c, err := s.find(namespace, r.ID)
-	if err != nil {
-		return nil, err
-	}
+	c, missing := s.find(namespace, r.ID)
 	spec, err := c.readExec(r.Spec.Value)
 	if err != nil {
 		return nil, fmt.Errorf("exec %s: %w", r.ExecID, err)
+	}
+	if missing != nil {
+		return nil, missing
 	}
 	spec.Terminal = r.Terminal
 	c.mu.Lock()
@@ -68,25 +68,28 @@ const maxKeptExec = 64 << 10
 
 // readExec reads the process of an exec. Health checks send the same one again
 // and again, and reading it takes a tenth of their time: the last is kept. What
-// the result points to is not to be changed.
+// the result points to is not to be changed. The container may be nil.
 func (c *container) readExec(data []byte) (*specs.Process, error) {
-	c.mu.Lock()
-	last := c.lastExec
-	c.mu.Unlock()
-	if last == nil || !bytes.Equal(last.json, data) {
-		last = &execSpec{json: data}
-		if err := json.Unmarshal(data, &last.spec); err != nil {
-			return nil, sys.Invalidf("process spec: %w", err)
-		}
-		if err := checkProcess(&last.spec); err != nil {
-			return nil, err
-		}
-		if len(data) <= maxKeptExec {
-			c.mu.Lock()
-			c.lastExec = last
-			c.mu.Unlock()
+	if c != nil {
+		c.mu.Lock()
+		last := c.lastExec
+		c.mu.Unlock()
+		if last != nil && bytes.Equal(last.json, data) {
+			again := last.spec
+			return &again, nil
 		}
 	}
-	spec := last.spec
-	return &spec, nil
+	spec := new(specs.Process)
+	if err := json.Unmarshal(data, spec); err != nil {
+		return nil, sys.Invalidf("process spec: %w", err)
+	}
+	if err := checkProcess(spec); err != nil {
+		return nil, err
+	}
+	if c != nil && len(data) <= maxKeptExec {
+		c.mu.Lock()
+		c.lastExec = &execSpec{data, *spec}
+		c.mu.Unlock()
+	}
+	return spec, nil
 }

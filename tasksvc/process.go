@@ -3,7 +3,6 @@ package tasksvc
 import (
 	"context"
 	"fmt"
-	"time"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 
@@ -103,7 +102,7 @@ func (p *process) watch() {
 		if p.id == "" {
 			c.killRest()
 		}
-		p.io.drain(time.Now().Add(drainTimeout))
+		p.io.drain()
 	})
 	guard(c.svc.log, "exit of "+p.name(), func() {
 		c.mu.Lock()

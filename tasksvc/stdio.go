@@ -10,10 +10,6 @@ import (
 	"vminit/vsockstream"
 )
 
-// drainTimeout bounds how long the output of an ended process may take to reach
-// a host that reads slowly, or never.
-const drainTimeout = 10 * time.Second
-
 // streamLinger is how long a stream may stay open after the last byte, for its
 // other side to read it: some backends throw away what is unread when it is closed.
 const streamLinger = 10 * time.Second
@@ -48,7 +44,7 @@ type stdio struct {
 	out   []*vsockstream.Pump
 	tty   *os.File           // master of the pty
 	ends  [2]vsockstream.End // a terminal's streams, until there is a pty
-	ended time.Time          // deadline of drain, if the process has ended
+	ended bool               // the process has, see drain
 
 	lingers bool // close leaves streams open until their readers have closed
 }
@@ -107,8 +103,8 @@ func (s *stdio) start() {
 	}
 	for _, p := range s.out {
 		_ = p.Start()
-		if !s.ended.IsZero() {
-			p.Drain(s.ended)
+		if s.ended {
+			p.Drain(time.Time{})
 		}
 	}
 }
@@ -123,17 +119,18 @@ func (s *stdio) closeChild() {
 	s.given.closeFDs()
 }
 
-// drain moves what is left after the process has ended. It does not wait.
-func (s *stdio) drain(deadline time.Time) {
+// drain moves what is left after the process has ended. It does not wait: a host
+// that reads slowly, or never, has until Delete.
+func (s *stdio) drain() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.ended = deadline
+	s.ended = true
 	for _, p := range s.out {
-		p.Drain(deadline)
+		p.Drain(time.Time{})
 	}
 }
 
-// drained waits until all output is out or the deadline of drain has passed.
+// drained waits until all output is out.
 func (s *stdio) drained(ctx context.Context) error {
 	s.mu.Lock()
 	out := s.out

@@ -116,6 +116,7 @@ func (x *attached) during(ctx context.Context, wait func(context.Context) (uint3
 		go x.streams.feed(os.Stdin, func() {
 			_, _ = x.guest.task.CloseIO(ctx, &taskv3.CloseIORequest{ID: x.id, ExecID: x.execID, Stdin: true})
 		})
+		go x.streams.endBroken(ctx, func(sig unix.Signal) { x.signal(ctx, sig) })
 	}
 	x.signals.forwardTo(func(sig unix.Signal) { x.signal(ctx, sig) })
 	defer x.signals.forwardTo(nil)
@@ -123,13 +124,13 @@ func (x *attached) during(ctx context.Context, wait func(context.Context) (uint3
 	if err != nil {
 		return 0, err
 	}
-	if x.streams != nil {
-		select {
-		case <-x.streams.drained:
-		case <-time.After(drainTimeout):
-		}
+	if x.streams == nil {
+		return int(exit), nil
 	}
-	return int(exit), nil
+	if err := x.streams.drain(ctx); err != nil {
+		return 0, err
+	}
+	return x.streams.status(exit), nil
 }
 
 // signal sends the process a signal. While RunExec has not started it there is

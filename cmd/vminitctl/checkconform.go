@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"slices"
@@ -238,10 +237,8 @@ func (c *conformer) exec(ctx context.Context, box *container, look *specs.Proces
 	if err != nil {
 		return nil, fmt.Errorf("wait for the exec: %w", describe(err))
 	}
-	select {
-	case <-s.drained:
-	case <-time.After(drainTimeout):
-		return nil, errors.New("the exec's output does not end")
+	if err := s.drain(ctx); err != nil {
+		return nil, fmt.Errorf("the exec: %w", err)
 	}
 	if _, err := box.guest.task.Delete(ctx, &taskv3.DeleteRequest{ID: box.id, ExecID: "look"}); err != nil {
 		return nil, fmt.Errorf("delete the exec: %w", describe(err))

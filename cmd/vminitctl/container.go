@@ -13,6 +13,7 @@ import (
 	"github.com/containerd/containerd/api/types"
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
+	"golang.org/x/term"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
@@ -38,10 +39,6 @@ type container struct {
 	outOfMemory bool // it was killed for that
 }
 
-// drainTimeout is how long output may come after its process has ended. The
-// guest ends it sooner; this is for one that does not.
-const drainTimeout = 5 * time.Second
-
 // run runs the container and returns its exit status. ctx carries the namespace;
 // when it ends, so does the container.
 func (c *container) run(ctx context.Context) (code int, err error) {
@@ -52,7 +49,8 @@ func (c *container) run(ctx context.Context) (code int, err error) {
 	c.settled()
 	oom := c.watchOOM(ctx)
 	c.progress.done()
-	if c.terminal != nil {
+	// Without stdin nobody would hear a Ctrl-C in raw mode.
+	if c.terminal != nil && c.stdin && term.IsTerminal(int(os.Stdin.Fd())) {
 		restore, err := c.terminal.raw()
 		if err != nil {
 			return 0, exitError{exitFailure, err}
@@ -105,9 +103,11 @@ func (c *container) start(ctx context.Context) error {
 // attend passes on what happens here to the running container, until stop.
 func (c *container) attend(ctx context.Context) (stop func()) {
 	ctx, cancel := context.WithCancel(ctx)
-	c.signals.forwardTo(func(sig unix.Signal) {
+	kill := func(sig unix.Signal) {
 		_, _ = c.guest.task.Kill(ctx, &taskv3.KillRequest{ID: c.id, Signal: uint32(sig)})
-	})
+	}
+	c.signals.forwardTo(kill)
+	go c.stdio.endBroken(ctx, kill)
 	if c.terminal != nil {
 		go c.terminal.follow(ctx, c.guest, c.id, "")
 	}
@@ -132,18 +132,19 @@ func (c *container) wait(ctx context.Context) (code int, err error) {
 	}
 	end()
 	defer c.timeline.begin("drain output")()
-	select {
-	case <-c.stdio.drained:
-	case <-time.After(drainTimeout):
-	case <-ctx.Done():
+	if err := c.stdio.drain(ctx); err != nil {
+		return 0, err
 	}
-	return int(exit.ExitStatus), nil
+	return c.stdio.status(exit.ExitStatus), nil
 }
+
+// removeTimeout bounds the end of a container whose exit we need not wait for.
+const removeTimeout = 5 * time.Second
 
 // remove kills the container if it lives, deletes it and ends its streams, also
 // after ctx has ended.
 func (c *container) remove(ctx context.Context) {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainTimeout)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), removeTimeout)
 	defer cancel()
 	if c.created {
 		end := c.timeline.begin("delete")

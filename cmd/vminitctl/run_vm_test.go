@@ -4,9 +4,11 @@ import (
 	"bufio"
 	"encoding/json"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -172,7 +174,44 @@ func TestRunInVM(t *testing.T) {
 		_ = cmd.Wait()
 		require.Equal(t, exitInterrupted, cmd.ProcessState.ExitCode())
 	})
+	t.Run("slow reader", func(t *testing.T) { // as a pager at rest
+		cmd := command(t.Context(), "run", "--vm", "stay", "--rootfs", b.root, "--", "sh", "-c", "head -c 400000 /dev/zero")
+		out, err := cmd.StdoutPipe()
+		require.NoError(t, err)
+		require.NoError(t, cmd.Start())
+		time.Sleep(12 * time.Second) // longer than anybody who gives up waits
+		n, err := io.Copy(io.Discard, out)
+		require.NoError(t, err)
+		require.NoError(t, cmd.Wait())
+		require.Equal(t, int64(400000), n)
+	})
+	t.Run("reader gone", func(t *testing.T) {
+		for _, args := range [][]string{{"yes"}, {"sh", "-c", "trap 'exit 3' PIPE; yes & wait"}} {
+			cmd := command(t.Context(), append([]string{"run", "--vm", "stay", "--rootfs", b.root, "--"}, args...)...)
+			out, err := cmd.StdoutPipe()
+			require.NoError(t, err)
+			require.NoError(t, cmd.Start())
+			_, err = out.Read(make([]byte, 2))
+			require.NoError(t, err)
+			require.NoError(t, out.Close())
+			_ = cmd.Wait()
+			require.Equal(t, 128+int(unix.SIGPIPE), cmd.ProcessState.ExitCode())
+		}
+	})
 	t.Run("terminal", func(t *testing.T) { testTerminal(t, b) })
+	t.Run("terminal without stdin", func(t *testing.T) { // it must not be raw
+		master, slave := openPTY(t)
+		cmd := command(t.Context(), "run", "-t", "--vm", "stay", "--rootfs", b.root, "--", "sh", "-c", "trap 'exit 7' INT; echo ready; while :; do sleep 0.1; done")
+		cmd.Stdin, cmd.Stdout, cmd.Stderr = slave, slave, slave
+		cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true}
+		require.NoError(t, cmd.Start())
+		require.NoError(t, slave.Close())
+		newTranscript(t, master).await("ready")
+		_, err := master.WriteString("\x03")
+		require.NoError(t, err)
+		_ = cmd.Wait()
+		require.Equal(t, 7, cmd.ProcessState.ExitCode())
+	})
 	t.Run("console", func(t *testing.T) {
 		master, slave := openPTY(t)
 		cmd := command(t.Context(), "vm", "console", "stay")

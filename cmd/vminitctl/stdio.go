@@ -4,9 +4,15 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
+	"os/signal"
 	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
 
 	"vminit/vsockstream"
 )
@@ -17,14 +23,23 @@ type stdio struct {
 	// URIs for the guest; "" for what is not wanted
 	stdin, stdout, stderr string
 
-	output  sync.WaitGroup
-	drained chan struct{} // closed when out and err have ended
+	output sync.WaitGroup
+	ended  chan struct{} // closed when out and err have ended
+	broken chan struct{} // closed when one of them has lost its reader on our side
+	lost   sync.Once     // of broken
+
+	writing atomic.Int32 // how many bytes' readers are being waited for
+	moved   atomic.Int64 // when the last ones moved, in ns since 1970
 }
+
+// drainTimeout is how long the guest may keep output back after its process has
+// ended. It gives it at once; this is for one that does not.
+const drainTimeout = 5 * time.Second
 
 // openStdio opens the streams: stdin if it is wanted, stdout always, stderr
 // unless there is a terminal, which has but one output.
 func openStdio(ctx context.Context, g *guest, stdin, tty bool) (s *stdio, err error) {
-	s = &stdio{drained: make(chan struct{})}
+	s = &stdio{ended: make(chan struct{}), broken: make(chan struct{})}
 	defer func() {
 		if err != nil {
 			s.Close()
@@ -65,22 +80,91 @@ func randomStreamID() uint32 {
 
 // start moves output to stdout and stderr until it ends.
 func (s *stdio) start(stdout, stderr io.Writer) {
-	move := func(w io.Writer, c vsockstream.Conn) {
-		if c == nil {
-			return
-		}
-		s.output.Go(func() {
-			if _, err := io.Copy(w, c); err != nil {
-				_, _ = io.Copy(io.Discard, c) // our reader is gone: let the process go on
-			}
-		})
-	}
-	move(stdout, s.out)
-	move(stderr, s.err)
+	signal.Ignore(unix.SIGPIPE) // it would end us where we have to end the process
+	s.move(outlet{s, stdout}, s.out)
+	s.move(outlet{s, stderr}, s.err)
 	go func() {
 		s.output.Wait()
-		close(s.drained)
+		close(s.ended)
 	}()
+}
+
+func (s *stdio) move(w outlet, c vsockstream.Conn) {
+	if c == nil {
+		return
+	}
+	s.output.Go(func() {
+		if _, err := io.Copy(w, c); err == nil {
+			return
+		}
+		s.lost.Do(func() { close(s.broken) })
+		_, _ = io.Copy(io.Discard, c) // it ends when the process does
+	})
+}
+
+// outlet is one of our outputs. It notes whether somebody waits for its reader.
+type outlet struct {
+	s *stdio
+	w io.Writer
+}
+
+func (o outlet) Write(b []byte) (int, error) {
+	o.s.writing.Add(1)
+	n, err := o.w.Write(b)
+	o.s.moved.Store(time.Now().UnixNano())
+	o.s.writing.Add(-1)
+	return n, err
+}
+
+// drain waits, when the process has ended, for the rest of its output: as long as
+// our readers like, but not for a guest that keeps it back.
+func (s *stdio) drain(ctx context.Context) error {
+	began := time.Now()
+	tick := time.NewTicker(drainTimeout / 10)
+	defer tick.Stop()
+	for {
+		select {
+		case <-s.ended:
+			return nil
+		case <-ctx.Done():
+			return ctx.Err()
+		case now := <-tick.C:
+			last := time.Unix(0, max(began.UnixNano(), s.moved.Load()))
+			if s.writing.Load() == 0 && now.Sub(last) > drainTimeout {
+				return errors.New("the guest does not say that the output has ended: some of it may be missing")
+			}
+		}
+	}
+}
+
+// endBroken ends a process whose output nobody reads any more, until ctx ends, as
+// a write to the pipe itself would have. kill sends it a signal. A first process
+// of a pid namespace gets a SIGPIPE only if it handles it.
+func (s *stdio) endBroken(ctx context.Context, kill func(unix.Signal)) {
+	for _, sig := range []unix.Signal{unix.SIGPIPE, unix.SIGKILL} {
+		select {
+		case <-s.broken:
+			kill(sig)
+		case <-ctx.Done():
+			return
+		}
+		select {
+		case <-time.After(time.Second):
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// status is the exit status to tell: of a process that lost its reader, that of
+// one which a SIGPIPE has ended.
+func (s *stdio) status(exit uint32) int {
+	select {
+	case <-s.broken:
+		return 128 + int(unix.SIGPIPE)
+	default:
+		return int(exit)
+	}
 }
 
 // feed moves r to the process, half-closes in the end, and calls closed. It
