@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -212,6 +213,27 @@ func TestDHCP(t *testing.T) {
 		require.Equal(t, 6, changes, "%v", s.log)
 		require.GreaterOrEqual(t, s.unicast, 2)
 	})
+}
+
+// A lease is renewed though not all that came with it could be applied.
+func TestDHCPImperfect(t *testing.T) {
+	privateNetwork(t)
+	mac := net.HardwareAddr{2, 0, 0, 0, 0, 7}
+	s := newTestServer(t, "dh0", mac)
+	plan, err := NewPlan(nil, []Interface{{MAC: mac, DHCP: true}}, nil)
+	require.NoError(t, err)
+	n := &Network{plan: plan, log: slog.New(slog.DiscardHandler), leases: make([]Lease, 1), resolv: "/proc/no/resolv.conf", first: []chan error{make(chan error, 1)}}
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	go func() {
+		for renewed := false; !renewed; time.Sleep(10 * time.Millisecond) {
+			s.set(func() { renewed = slices.Contains(s.log, "renew") || ctx.Err() != nil })
+		}
+		cancel()
+	}()
+	n.run(ctx, 0)
+	require.ErrorContains(t, <-n.first[0], "resolv.conf")
+	s.set(func() { require.Contains(t, s.log, "renew") })
 }
 
 func TestDHCPWithoutServer(t *testing.T) {

@@ -78,9 +78,11 @@ func (n *Network) run(ctx context.Context, k int) {
 	}()
 	client, lease, err := n.bring(ctx, k)
 	n.first[k] <- err
-	if client == nil || err != nil {
+	if client == nil {
 		return
 	}
+	// Also after an error: the address is there, and the kernel takes it away when
+	// the lease ends.
 	client.hold(ctx, lease, func(old, now Lease) {
 		if err := n.apply(k, client.link, old, now); err != nil {
 			n.log.Error("network", "interface", i.String(), "err", err)

@@ -1,6 +1,7 @@
 package netup
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -29,18 +30,21 @@ type Plan struct {
 }
 
 // NewPlan merges the ip= parameters, the -network flags and pnp, the contents
-// of /proc/net/pnp, which exists only where the kernel has CONFIG_IP_PNP. Such
-// a kernel has asked for leases itself and its name servers count. The first
-// gateway of each family becomes the default route.
+// of /proc/net/pnp, which exists only where the kernel has CONFIG_IP_PNP. If it
+// says so, such a kernel has got a lease itself, and its name servers count. The
+// first gateway of each family becomes the default route.
 //
 // The error lists what was malformed; the plan holds the rest.
 func NewPlan(ipParams []string, flags []Interface, pnp []byte) (Plan, error) {
 	var p Plan
 	var errs []error
+	// "#MANUAL" is a kernel that was not asked, or cannot (CONFIG_IP_PNP_DHCP, or
+	// its network driver is a module).
+	leased := bytes.HasPrefix(pnp, []byte("#PROTO:"))
 	for _, value := range ipParams {
 		i, err := ParseIPParam(value)
 		errs = append(errs, err)
-		i.DHCP = i.DHCP && pnp == nil
+		i.DHCP = i.DHCP && !leased
 		if i.Hostname != "" {
 			p.Hostname = i.Hostname
 		}

@@ -103,6 +103,12 @@ func TestNewPlan(t *testing.T) {
 	require.Empty(t, p.Interfaces, "the kernel has asked for a lease itself")
 	require.Equal(t, "nameserver 10.0.0.1\n", ResolvConf(p.DNS, nil))
 
+	for _, pnp := range []string{"", "#MANUAL\n"} {
+		p, err = NewPlan([]string{"dhcp"}, nil, []byte(pnp))
+		require.NoError(t, err)
+		require.True(t, p.Interfaces[0].DHCP, "the kernel has got no lease")
+	}
+
 	p, err = NewPlan(make([]string, 100), make([]Interface, 100), nil)
 	require.NoError(t, err)
 	require.Empty(t, p.Interfaces, "nothing asked, nothing done")
