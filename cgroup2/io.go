@@ -66,6 +66,7 @@ func planThrottle(b *specs.LinuxBlockIO) ([]Write, error) {
 	}
 	keys := [4]string{"rbps", "wbps", "riops", "wiops"}
 	var lines []line
+	index := map[string]int{} // into lines, by device
 	for k, list := range [4][]specs.LinuxThrottleDevice{
 		b.ThrottleReadBpsDevice, b.ThrottleWriteBpsDevice, b.ThrottleReadIOPSDevice, b.ThrottleWriteIOPSDevice,
 	} {
@@ -74,9 +75,10 @@ func planThrottle(b *specs.LinuxBlockIO) ([]Write, error) {
 			if err != nil {
 				return nil, err
 			}
-			i := slices.IndexFunc(lines, func(l line) bool { return l.dev == dev })
-			if i < 0 {
+			i, ok := index[dev]
+			if !ok {
 				i = len(lines)
+				index[dev] = i
 				lines = append(lines, line{dev: dev})
 			}
 			rate := "max" // what 0 meant in v1

@@ -4,11 +4,13 @@ import (
 	"encoding/json"
 	"errors"
 	"flag"
+	"fmt"
 	"math"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"github.com/stretchr/testify/require"
@@ -150,4 +152,22 @@ func FuzzPlan(f *testing.F) {
 			}
 		}
 	})
+}
+
+// TestPlanMany: a hostile config has as many entries as fit into it. Planning
+// them must not take the square of their number.
+func TestPlanMany(t *testing.T) {
+	const many = 100_000
+	r := &specs.LinuxResources{BlockIO: &specs.LinuxBlockIO{}, Unified: map[string]string{}}
+	for i := range many {
+		d := specs.LinuxThrottleDevice{Rate: 1}
+		d.Major, d.Minor = 8, int64(i)
+		r.BlockIO.ThrottleReadBpsDevice = append(r.BlockIO.ThrottleReadBpsDevice, d)
+		r.Unified[fmt.Sprintf("x.%d", i)] = "1"
+	}
+	began := time.Now()
+	writes, err := Plan(r)
+	require.NoError(t, err)
+	require.Len(t, writes, 2*many)
+	require.Less(t, time.Since(began), 10*time.Second) // the square took minutes
 }

@@ -17,15 +17,16 @@ var coreFiles = []string{"cgroup.max.depth", "cgroup.max.descendants", "cgroup.p
 // those of writes that it overrides. A value of several lines becomes one
 // write for each, as keyed files take one line at a time.
 func planUnified(writes []Write, unified map[string]string) ([]Write, error) {
+	overridden := func(file string) bool { _, ok := unified[file]; return ok }
+	writes = slices.DeleteFunc(writes, func(w Write) bool { return overridden(w.File) })
+	for i, w := range writes {
+		if w.Else != nil && overridden(w.Else.File) {
+			writes[i].Else, writes[i].Optional = nil, true
+		}
+	}
 	for _, file := range slices.Sorted(maps.Keys(unified)) {
 		if err := checkFile(file); err != nil {
 			return nil, err
-		}
-		writes = slices.DeleteFunc(writes, func(w Write) bool { return w.File == file })
-		for i, w := range writes {
-			if w.Else != nil && w.Else.File == file {
-				writes[i].Else, writes[i].Optional = nil, true
-			}
 		}
 		if strings.TrimSpace(unified[file]) == "" {
 			// An empty line clears a cpuset. Most other files would take it

@@ -39,6 +39,10 @@ next:
 // capSets are the five sets of a process.
 type capSets struct{ bounding, effective, permitted, inheritable, ambient uint64 }
 
+// maxCapWarnings is how many capabilities of a set are named that are left out: a
+// hostile config may list any number.
+const maxCapWarnings = 20
+
 // parseCaps reads them. What nobody knows, what is not in grantable and what the
 // kernel would refuse is left out with a warning, as the spec has it.
 func parseCaps(c *specs.LinuxCapabilities, grantable uint64) (s capSets, warnings []string) {
@@ -46,8 +50,12 @@ func parseCaps(c *specs.LinuxCapabilities, grantable uint64) (s capSets, warning
 		return s, nil
 	}
 	warn := func(set string, names []string, why string) {
-		for _, name := range names {
-			warnings = append(warnings, "process.capabilities."+set+": "+name+" is left out: "+why)
+		more := len(names) - maxCapWarnings
+		for _, name := range names[:min(len(names), maxCapWarnings)] {
+			warnings = append(warnings, fmt.Sprintf("process.capabilities.%s: %.40s is left out: %s", set, name, why))
+		}
+		if more > 0 {
+			warnings = append(warnings, fmt.Sprintf("process.capabilities.%s: %d more are left out: %s", set, more, why))
 		}
 	}
 	for _, x := range []struct {

@@ -2,6 +2,8 @@ package nsexec
 
 import (
 	"math"
+	"slices"
+	"strings"
 	"testing"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
@@ -32,6 +34,15 @@ func TestParseCaps(t *testing.T) {
 		"process.capabilities.inheritable: CAP_CHOWN is left out: it is not in the bounding set",
 		"process.capabilities.ambient: CAP_CHOWN is left out: it is not both permitted and inheritable",
 	}, warnings)
+}
+
+// A hostile config lists any number of capabilities that nobody knows.
+func TestManyUnknownCaps(t *testing.T) {
+	many := slices.Repeat([]string{"CAP_" + strings.Repeat("X", 1000)}, 100_000)
+	_, warnings := parseCaps(&specs.LinuxCapabilities{Bounding: many}, math.MaxUint64)
+	require.Len(t, warnings, maxCapWarnings+1)
+	require.Equal(t, "process.capabilities.bounding: 99980 more are left out: there is no such capability", warnings[maxCapWarnings])
+	require.Less(t, len(warnings[0]), 200)
 }
 
 func TestCapabilityNames(t *testing.T) {

@@ -175,6 +175,8 @@ const defaultPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bi
 func (p *Program) exec(path string, args, env []string, home string) {
 	if path == "" && (len(args) == 0 || args[0] == "") {
 		p.Fail(sys.Invalidf("process.args is empty"))
+	}
+	if p.err != nil {
 		return
 	}
 	argv, envp := p.StrVec(args), p.environ(env, home)
@@ -189,7 +191,10 @@ func (p *Program) exec(path string, args, env []string, home string) {
 		return
 	}
 	p.Step("exec %q", args[0])
-	candidates := candidates(args[0], env)
+	candidates, err := candidates(args[0], env)
+	if err != nil {
+		p.Fail(err)
+	}
 	for _, c := range candidates {
 		p.Call(unix.SYS_EXECVE, p.Str(c), argv, envp).Ignore(unix.ENOENT, unix.ENOTDIR, unix.EACCES)
 	}
@@ -199,19 +204,29 @@ func (p *Program) exec(path string, args, env []string, home string) {
 	p.FailWith(unix.ENOENT, "exec \""+args[0]+"\": executable file not found in $PATH")
 }
 
-func candidates(name string, env []string) []string {
+// A PATH is the image's: each of its directories is room and two system calls.
+const maxPathDirs = 1024
+
+// candidates are the files that name may mean, but for those whose path is too
+// long for the kernel.
+func candidates(name string, env []string) ([]string, error) {
 	path := defaultPath
 	for _, e := range env {
 		if v, ok := strings.CutPrefix(e, "PATH="); ok {
 			path = v // the last one counts
 		}
 	}
+	if n := strings.Count(path, ":"); n >= maxPathDirs {
+		return nil, sys.Invalidf("PATH in process.env has %d directories, more than %d", n+1, maxPathDirs)
+	}
 	var c []string
 	for dir := range strings.SplitSeq(path, ":") {
 		if dir == "" {
 			dir = "."
 		}
-		c = append(c, dir+"/"+name)
+		if len(dir)+1+len(name) < unix.PathMax {
+			c = append(c, dir+"/"+name)
+		}
 	}
-	return c
+	return c, nil
 }

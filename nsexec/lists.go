@@ -7,10 +7,16 @@ import (
 	"vminit/internal/sys"
 )
 
+// maxList is room for every other of 8192 CPUs. Ranges that overlap take time.
+const maxList = 64 << 10
+
 // parseList reads a list of CPUs or memory nodes as a bit mask: decimal numbers
 // and ranges, "0-3,7" (cpuset(7), "List format"). Blanks and empty elements are
 // fine, as for the kernel; numbers from limit on are not.
 func parseList(list string, limit int) ([]uint64, error) {
+	if len(list) > maxList {
+		return nil, sys.Invalidf("list %.64q... is longer than %d bytes", list, maxList)
+	}
 	mask := []uint64{}
 	for element := range strings.SplitSeq(list, ",") {
 		element = strings.TrimSpace(element)

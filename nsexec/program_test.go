@@ -1,10 +1,13 @@
 package nsexec
 
 import (
+	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
+
+	"vminit/internal/sys"
 )
 
 // TestControlFlow lets a child go through what programs are made of and looks
@@ -94,4 +97,18 @@ catch:
   wait at gate help
 chdir("/c")
 `, p.String())
+}
+
+// TestCandidates: what is looked for in PATH does not take more room than the
+// kernel would look at.
+func TestCandidates(t *testing.T) {
+	c, err := candidates("app", []string{"PATH=/a", "A=b", "PATH=/bin::/sbin/"})
+	require.NoError(t, err)
+	require.Equal(t, []string{"/bin/app", "./app", "/sbin//app"}, c)
+	c, err = candidates(strings.Repeat("x", 1<<20), []string{"PATH=" + strings.Repeat(":", 1000)})
+	require.NoError(t, err)
+	require.Empty(t, c)
+	_, err = candidates("app", []string{"PATH=" + strings.Repeat(":", 1<<20)})
+	require.ErrorIs(t, err, sys.ErrInvalid)
+	require.ErrorContains(t, err, "PATH in process.env has 1048577 directories")
 }

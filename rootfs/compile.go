@@ -173,6 +173,7 @@ func (c *Compiler) Build() {
 	if !c.ownDev() {
 		c.devices()
 	}
+	c.workingDir()
 	for _, path := range c.linux.ReadonlyPaths {
 		c.readonlyPath(path)
 	}

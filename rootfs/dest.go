@@ -111,10 +111,15 @@ func (c *Compiler) find(rel string, flags uint64, found, missing func()) {
 	p.Catch(missing, last)
 }
 
-func (c *Compiler) openByParent(rel string, dir bool, flags uint64) {
+// pathBuffer makes room for a path that the parent writes.
+func (c *Compiler) pathBuffer() {
 	if c.path == nsexec.Nil {
 		c.path = c.p.Buffer(maxPath)
 	}
+}
+
+func (c *Compiler) openByParent(rel string, dir bool, flags uint64) {
+	c.pathBuffer()
 	c.gate("find "+rel, func(v *visit) error { return v.makePath(rel, dir) })
 	c.p.Call(unix.SYS_OPENAT2, c.root.Arg(), c.path, c.how(flags, pathResolve|unix.RESOLVE_NO_SYMLINKS), nsexec.Int(24)).Store(c.dest)
 }

@@ -14,6 +14,9 @@ import (
 func (c *Compiler) fileSystem(fstype string, e *entry) {
 	p := c.p
 	p.Step("mount %s on %s", fstype, e.Destination)
+	if fstype == "devtmpfs" && len(e.data) > 0 {
+		p.Fail(sys.Invalidf("mount %s: the options %s of devtmpfs would change the guest's /dev", e.Destination, strings.Join(e.data, ",")))
+	}
 	options := c.label(fstype, e)
 	if slices.ContainsFunc(options, func(s string) bool { return len(s) > maxFsconfigValue }) {
 		c.mountByData(fstype, e, options)
@@ -114,7 +117,8 @@ func (c *Compiler) fsOptions(options []string) {
 // sharedSuper: file systems whose superblock may be in use elsewhere, so that
 // its flags are not one container's to choose.
 func sharedSuper(fstype string) bool {
-	return slices.Contains([]string{"proc", "sysfs", "cgroup2", "mqueue"}, fstype)
+	return slices.Contains([]string{"proc", "sysfs", "cgroup2", "mqueue", "devtmpfs", "debugfs", "tracefs", "securityfs",
+		"configfs", "pstore", "efivarfs", "fusectl", "binfmt_misc"}, fstype)
 }
 
 // sealLater: a read-only tmpfs is writable until all that goes into it is

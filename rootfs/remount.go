@@ -1,6 +1,8 @@
 package rootfs
 
 import (
+	"slices"
+
 	"golang.org/x/sys/unix"
 
 	"vminit/internal/sys"
@@ -56,9 +58,12 @@ func (c *Compiler) reconfigure(fstype string, e *entry) {
 	c.close(c.fs)
 }
 
+// ownSuper are the types whose superblock is a new one with every mount: procfs
+// since Linux 5.8.
+var ownSuper = []string{"tmpfs", "ramfs", "proc", "devpts", "overlay", "hugetlbfs"}
+
 // ownFileSystem is the type of what an earlier entry has mounted anew at e's
-// destination, "" if nothing or if its superblock serves others. A procfs has
-// been a new one with every mount since Linux 5.8.
+// destination, "" if nothing or if its superblock may serve others.
 func (c *Compiler) ownFileSystem(e *entry) string {
 	fstype := ""
 	for i := range c.mounts {
@@ -67,10 +72,10 @@ func (c *Compiler) ownFileSystem(e *entry) string {
 		case m == e:
 			return fstype
 		case m.remount || m.rel != e.rel:
-		case c.isBind(m) || sharedSuper(m.Type) && m.Type != "proc" || isCgroup(m.Type):
-			fstype = ""
-		default:
+		case !c.isBind(m) && slices.Contains(ownSuper, m.Type):
 			fstype = m.Type
+		default:
+			fstype = ""
 		}
 	}
 	return fstype

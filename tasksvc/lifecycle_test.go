@@ -226,3 +226,33 @@ func countMounts(t testing.TB) int {
 	require.NoError(t, err)
 	return strings.Count(string(b), "\n")
 }
+
+// process.cwd is made if it is missing, also behind a link, as runc and crun do;
+// for an exec it is not.
+func TestWorkingDirectory(t *testing.T) {
+	h := newHost(t)
+	for cwd, want := range map[string]string{"/work/deep": "/work/deep 755\n", "/tmp/link/d": "/work/d 755\n", "/etc": "/etc 755\n"} {
+		spec := testSpec("echo $(pwd -P) $(stat -c %a .)")
+		spec.Process.Cwd, spec.Process.Args[0] = cwd, "/bin/sh"
+		dir := h.bundle(spec)
+		require.NoError(t, os.Symlink("/work", dir+"/rootfs/tmp/link"))
+		require.NoError(t, os.Symlink("busybox", dir+"/rootfs/bin/stat"))
+		out := h.fifo("out" + strings.ReplaceAll(cwd, "/", "-"))
+		got := h.reader(out)
+		_, err := h.Create(h.ctx(), &taskv3.CreateTaskRequest{ID: "c1", Bundle: dir, Stdout: out})
+		require.NoError(t, err)
+		_, err = h.Start(h.ctx(), &taskv3.StartRequest{ID: "c1"})
+		require.NoError(t, err)
+		_, err = h.Wait(h.ctx(), &taskv3.WaitRequest{ID: "c1"})
+		require.NoError(t, err)
+		require.Equal(t, want, got())
+		h.delete("c1")
+	}
+	h.started("c1", "sleep 1000")
+	_, err := h.Exec(h.ctx(), &taskv3.ExecProcessRequest{ID: "c1", ExecID: "e", Spec: &anypb.Any{Value: []byte(`{"cwd":"/nosuch","args":["true"]}`)}})
+	require.NoError(t, err)
+	_, err = h.Start(h.ctx(), &taskv3.StartRequest{ID: "c1", ExecID: "e"})
+	require.ErrorContains(t, err, `change to working directory "/nosuch": no such file or directory`)
+	h.killed("c1")
+	h.delete("c1")
+}
