@@ -38,7 +38,8 @@ if test -n "$missing"; then
 fi
 
 version=$(dpkg-query -W -f '${Version}' "$source")
-key=$( (echo "$source $version"; cat "$here/fragment") | sha256sum | cut -c1-24)
+settings() { grep -E '^CONFIG_|^# CONFIG_.* is not set' "$here/fragment"; } # comments make no other kernel
+key=$( (echo "$source $version"; settings) | sha256sum | cut -c1-24)
 done=$cache/$key
 publish() { mkdir -p "$(dirname "$link")"; ln -sfn "$done/bzImage" "$link"; }
 if test -e "$done/bzImage" && test "${UPDATE:-}" != 1; then

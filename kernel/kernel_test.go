@@ -140,10 +140,10 @@ func TestFeatures(t *testing.T) {
 	}
 }
 
-// TestContract: what WIRE.md and docs promise beyond features and modules.
+// TestContract: what docs/wire.md and the others promise beyond features and modules.
 func TestContract(t *testing.T) {
 	for what, wanted := range map[string]string{
-		"rootfs mounts of WIRE.md":            "OVERLAY_FS EROFS_FS EXT4_FS TMPFS VIRTIO_FS 9P_FS SQUASHFS XFS_FS BLK_DEV_LOOP",
+		"rootfs mounts of docs/wire.md":       "OVERLAY_FS EROFS_FS EXT4_FS TMPFS VIRTIO_FS 9P_FS SQUASHFS XFS_FS BLK_DEV_LOOP",
 		"all controllers of docs/oci-cli.md":  "CPUSETS FAIR_GROUP_SCHED BLK_CGROUP MEMCG CGROUP_HUGETLB CGROUP_PIDS CGROUP_RDMA CGROUP_MISC",
 		"volumes of tmpfs":                    "TMPFS_XATTR TMPFS_POSIX_ACL",
 		"an initramfs of vminitctl":           "BLK_DEV_INITRD RD_GZIP RD_ZSTD",
@@ -158,7 +158,7 @@ func TestContract(t *testing.T) {
 		"networks":                            "INET IPV6 PACKET UNIX VIRTIO_NET",
 		"linux.memoryPolicy":                  "NUMA",
 		"32-bit programs, filtered":           "IA32_EMULATION",
-		"THREATS.md":                          "CPU_MITIGATIONS RANDOMIZE_BASE STACKPROTECTOR_STRONG HARDENED_USERCOPY STRICT_KERNEL_RWX BPF_UNPRIV_DEFAULT_OFF",
+		"docs/security.md":                    "CPU_MITIGATIONS RANDOMIZE_BASE STACKPROTECTOR_STRONG HARDENED_USERCOPY STRICT_KERNEL_RWX BPF_UNPRIV_DEFAULT_OFF",
 	} {
 		on(t, what, wanted)
 	}

@@ -23,7 +23,7 @@ type Mount struct {
 
 // Assemble mounts a container's root file system in the calling mount
 // namespace: all mounts but the last at <bundle>/mounts/<i>, the last at
-// <bundle>/rootfs (design: WIRE.md section 4). The function returned undoes it
+// <bundle>/rootfs (docs/wire.md, section 4). The function returned undoes it
 // in reverse order; it may be called again when it has failed. If Assemble
 // fails nothing stays mounted. The Launcher is for the user namespaces of
 // id-mapped layers.

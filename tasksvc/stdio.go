@@ -18,7 +18,7 @@ const streamLinger = 10 * time.Second
 // half-close must be silent to count as ended: bytes may still be under way.
 const closeQuiet = time.Second
 
-// stdioURIs say where a process's stdio goes (design: WIRE.md section 3).
+// stdioURIs say where a process's stdio goes (docs/wire.md, section 3).
 type stdioURIs struct {
 	stdin, stdout, stderr string
 	terminal              bool

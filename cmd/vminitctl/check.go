@@ -16,8 +16,8 @@ import (
 	"vminit/nsexec"
 )
 
-// newVM is what --vm is without a name.
-const newVM = "\x00"
+// newVM is what --vm is without a name. No VM can be called so.
+const newVM = "*"
 
 type checkOptions struct {
 	machineOptions
@@ -73,7 +73,7 @@ has did not show in a container.`,
 		},
 	}
 	f := cmd.Flags()
-	f.StringVar(&o.vm, "vm", "", "probe in a guest: in the VM of that name, or in one that boots for it")
+	f.StringVar(&o.vm, "vm", "", "probe in a guest: in the VM of that `NAME`, or in one that boots for it")
 	f.Lookup("vm").NoOptDefVal = newVM
 	f.BoolVar(&o.conformance, "conformance", false, "make containers that use the features and see whether they show inside")
 	f.StringVar(&o.inside, "inside", "", "what a container looks at")

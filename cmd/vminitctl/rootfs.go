@@ -91,13 +91,13 @@ func fileSystemModule(fsType string) string {
 	return fsType
 }
 
-// bundleDir is where the guest keeps bundles, WIRE.md section 2.
+// bundleDir is where the guest keeps bundles, docs/wire.md section 2.
 const bundleDir = "/run/bundles"
 
 // assemble says how the guest puts a container's file systems together, from
 // images on its disks in the order of devices: the root's image with a tmpfs
 // over it that takes what the container writes, and the shares beside them
-// (WIRE.md section 4). The binds bring the shares into the container.
+// (docs/wire.md section 4). The binds bring the shares into the container.
 func assemble(id string, root *image, shares []*share, devices []string) (mounts []*types.Mount, binds []specs.Mount, err error) {
 	options, ok := readOnlyOptions[root.fsType]
 	if !ok {

@@ -12,7 +12,7 @@ import (
 	"vminit/internal/sys"
 )
 
-// streamID says how stream ids travel on the stream port (WIRE.md section 3).
+// streamID says how stream ids travel on the stream port (docs/wire.md section 3).
 type streamID string
 
 const (
@@ -90,7 +90,7 @@ type flagSpec struct {
 	set    func(o *options, value string) error
 }
 
-// flagSpecs returns the flags of WIRE.md section 1. -config is not among them,
+// flagSpecs returns the flags of docs/wire.md section 1. -config is not among them,
 // because it is read before all others.
 func flagSpecs() map[string]flagSpec {
 	number := func(field func(*options) *uint32, parse func(string) (uint32, error)) flagSpec {

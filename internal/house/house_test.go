@@ -11,7 +11,7 @@ import (
 
 // mayImport lists, for every package of the project, which others of it may be
 // imported directly. DO NOT CHANGE THIS TABLE TO FIX A BUILD: it is the design
-// (docs/design.md). "x/..." stands for x and everything below it.
+// (docs/architecture.md). "x/..." stands for x and everything below it.
 var mayImport = map[string][]string{
 	"internal/sys":   {},
 	"api/...":        {"api/..."},

@@ -12,7 +12,7 @@ import (
 	"vminit/internal/sys"
 )
 
-// The guest's ports, WIRE.md section 1.
+// The guest's ports, docs/wire.md section 1.
 const (
 	RPCPort    = 1025
 	StreamPort = 1026
