@@ -24,7 +24,11 @@ func newDaemonCommand(g *globals) *cobra.Command {
 		Short: "Look at or end the daemon of this machine",
 		Long: `The OCI verbs, without --address, are served by a daemon that belongs to the
 caller's mount namespace (and to --root). The first verb that needs it starts it; it
-ends when it has had no containers and no clients for 30 seconds (VMINIT_IDLE_TIMEOUT).`,
+ends when it has had no containers and no clients for 30 seconds (VMINIT_IDLE_TIMEOUT).
+
+Its place, and that of microVMs, is in /run/vminit for root and in
+$XDG_RUNTIME_DIR/vminit for other users. VMINIT_STATE_DIR names another directory
+instead of both.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}

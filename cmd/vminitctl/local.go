@@ -92,7 +92,7 @@ func (p localPlace) make() error {
 			return fmt.Errorf("stat %s: %w", dir, err)
 		}
 		if st.Mode&unix.S_IFMT != unix.S_IFDIR || int(st.Uid) != os.Geteuid() || st.Mode&0o022 != 0 {
-			return sys.Mark(sys.ErrState, fmt.Errorf("%s is not a directory that only this user can write to: remove it, or set XDG_RUNTIME_DIR", dir))
+			return sys.Mark(sys.ErrState, fmt.Errorf("%s is not a directory that only this user can write to: remove it, or set %s", dir, microvm.StateDirEnv))
 		}
 	}
 	return nil

@@ -82,7 +82,7 @@ type result struct {
 // command is this binary as vminitctl, in an environment of its own.
 func command(ctx context.Context, args ...string) *exec.Cmd {
 	cmd := exec.CommandContext(ctx, "/proc/self/exe", args...)
-	cmd.Env = append(os.Environ(), selfEnv+"=1", "XDG_RUNTIME_DIR="+scratch(), "XDG_CACHE_HOME="+filepath.Join(scratch(), "cache"))
+	cmd.Env = append(os.Environ(), selfEnv+"=1", microvm.StateDirEnv+"="+filepath.Join(scratch(), "vminit"), "XDG_CACHE_HOME="+filepath.Join(scratch(), "cache"))
 	cmd.WaitDelay = 10 * time.Second
 	return cmd
 }

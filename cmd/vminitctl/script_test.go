@@ -18,10 +18,12 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
+
+	"vminit/internal/microvm"
 )
 
 // Scripts of the OCI verbs, testdata/script/*.txt, run by the real programs. Each
-// has a runtime directory, and so a daemon, of its own.
+// has a state directory, and so a daemon, of its own.
 //
 // Beside testscript's own commands there are:
 //
@@ -69,7 +71,7 @@ func TestScripts(t *testing.T) {
 				return err
 			}
 			e.Vars = append(e.Vars,
-				"XDG_RUNTIME_DIR="+filepath.Join(e.WorkDir, "run"),
+				microvm.StateDirEnv+"="+filepath.Join(e.WorkDir, "run", "vminit"),
 				"PATH="+dir+":"+os.Getenv("PATH"),
 				"ROOTFS="+filepath.Join(dir, "root"),
 				"VMINIT_IDLE_TIMEOUT=20s",
@@ -234,7 +236,7 @@ func scriptCommand(ts *testscript.TestScript, name string, args ...string) *exec
 	}
 	cmd := exec.Command(path, args...)
 	cmd.Dir = ts.MkAbs(".")
-	for _, v := range []string{"PATH", "XDG_RUNTIME_DIR", "VMINIT_IDLE_TIMEOUT", "HOME", "TMPDIR"} {
+	for _, v := range []string{"PATH", microvm.StateDirEnv, "VMINIT_IDLE_TIMEOUT", "HOME", "TMPDIR"} {
 		cmd.Env = append(cmd.Env, v+"="+ts.Getenv(v))
 	}
 	return cmd
@@ -342,7 +344,7 @@ func scriptNothing(ts *testscript.TestScript, neg bool, args []string) {
 // scriptTrees are the cgroup trees of the script's daemons.
 func scriptTrees(ts *testscript.TestScript) map[string]bool {
 	trees := map[string]bool{}
-	places, err := filepath.Glob(filepath.Join(ts.Getenv("XDG_RUNTIME_DIR"), "vminit", "local-*"))
+	places, err := filepath.Glob(filepath.Join(ts.Getenv(microvm.StateDirEnv), "local-*"))
 	ts.Check(err)
 	for _, p := range places {
 		trees[filepath.Join(cgroupRoot(), localPlace{p, filepath.Base(p)}.tree())] = true

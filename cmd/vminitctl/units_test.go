@@ -229,7 +229,7 @@ func TestCommandTree(t *testing.T) {
 		{[]string{"vm", "stop", "no-such-vm"}, 1},
 		{[]string{"--address", "vm://no-such-vm", "info"}, 1},
 	} {
-		t.Setenv("XDG_RUNTIME_DIR", t.TempDir())
+		t.Setenv(microvm.StateDirEnv, t.TempDir())
 		t.Setenv("XDG_CACHE_HOME", t.TempDir())
 		require.Equal(t, tt.code, execute(t.Context(), tt.args), "%s", tt.args)
 	}

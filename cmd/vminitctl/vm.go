@@ -11,8 +11,11 @@ func newVMCommand(g *globals) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "vm",
 		Short: "Boot, list and stop microVMs",
-		Args:  cobra.NoArgs,
-		RunE:  func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+		Long: `Boot, list and stop microVMs. They are known by name in one directory:
+/run/vminit/vms for root, $XDG_RUNTIME_DIR/vminit/vms for other users, or vms in
+VMINIT_STATE_DIR if that is set.`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	cmd.AddCommand(
 		newVMBootCommand(g),

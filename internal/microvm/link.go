@@ -141,6 +141,7 @@ func (o *doors) listen(path string, serve func(net.Listener) error, log *slog.Lo
 	if err != nil {
 		return err
 	}
+	ln.(*net.UnixListener).SetUnlinkOnClose(false) // stateDir.remove does it, while the directory is ours
 	o.listeners = append(o.listeners, ln)
 	o.served.Go(func() {
 		if err := serve(ln); err != nil {

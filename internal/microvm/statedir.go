@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -31,21 +32,50 @@ const (
 	longestEntry = consoleSock
 )
 
+// StateDirEnv names a directory for what runs on this machine, machines and the
+// daemon alike, instead of the usual one.
+const StateDirEnv = "VMINIT_STATE_DIR"
+
 // StateRoot returns where the caller's machines have their state directories:
-// $XDG_RUNTIME_DIR/vminit/vms, else /run/vminit/vms for root, else a directory
-// of the user's own in the directory for temporary files.
+// vms in $VMINIT_STATE_DIR, else in /run/vminit for root, else in
+// $XDG_RUNTIME_DIR/vminit, else in a directory of the user's own in the directory
+// for temporary files.
 func StateRoot() (string, error) {
-	switch dir := os.Getenv("XDG_RUNTIME_DIR"); {
-	case filepath.IsAbs(dir):
-		return filepath.Join(dir, "vminit", "vms"), nil
-	case os.Geteuid() == 0:
-		return "/run/vminit/vms", nil
-	}
-	dir := filepath.Join(os.TempDir(), "vminit-"+strconv.Itoa(os.Geteuid()))
-	if err := ownDirectory(dir); err != nil {
+	dir, err := stateDirectory(os.Getenv, os.Geteuid(), inUserNamespace())
+	if err != nil {
 		return "", err
 	}
 	return filepath.Join(dir, "vms"), nil
+}
+
+// stateDirectory chooses as runc does: a root that is the machine's has one place,
+// whoever's session it came from. XDG_RUNTIME_DIR is removed when its user's last
+// session ends, and what was started from there lives on. Root of a user namespace
+// is a user, who can seldom write to /run.
+func stateDirectory(env func(string) string, euid int, userns bool) (string, error) {
+	own, session := env(StateDirEnv), env("XDG_RUNTIME_DIR")
+	switch {
+	case filepath.IsAbs(own):
+		return filepath.Clean(own), nil
+	case own != "":
+		return "", sys.Invalidf("%s=%s: want an absolute path", StateDirEnv, own)
+	case euid == 0 && !userns:
+		return "/run/vminit", nil
+	case filepath.IsAbs(session):
+		return filepath.Join(session, "vminit"), nil
+	case euid == 0:
+		return "/run/vminit", nil
+	}
+	dir := filepath.Join(os.TempDir(), "vminit-"+strconv.Itoa(euid))
+	return dir, ownDirectory(dir)
+}
+
+// inUserNamespace reports whether this is not the initial user namespace, which
+// alone maps all ids (user_namespaces(7)). Without such namespaces there is no
+// uid_map.
+func inUserNamespace() bool {
+	ids, err := os.ReadFile("/proc/self/uid_map")
+	return err == nil && strings.Join(strings.Fields(string(ids)), " ") != "0 0 4294967295"
 }
 
 // ownDirectory makes sure that dir, in a place where others can make entries,
@@ -59,7 +89,7 @@ func ownDirectory(dir string) error {
 		return fmt.Errorf("stat %s: %w", dir, err)
 	}
 	if st.Mode&unix.S_IFMT != unix.S_IFDIR || int(st.Uid) != os.Geteuid() || st.Mode&0o077 != 0 {
-		return sys.Mark(sys.ErrState, fmt.Errorf("%s is not a directory of this user's alone: remove it, or set XDG_RUNTIME_DIR", dir))
+		return sys.Mark(sys.ErrState, fmt.Errorf("%s is not a directory of this user's alone: remove it, or set %s", dir, StateDirEnv))
 	}
 	return nil
 }
@@ -78,7 +108,7 @@ func (d *stateDir) file(name string) string { return filepath.Join(d.path, name)
 func claim(root, name string) (*stateDir, error) {
 	path := filepath.Join(root, name)
 	if n := len(filepath.Join(path, longestEntry)); n > maxUnixPath {
-		return nil, sys.Invalidf("state directory %s: its sockets' paths would have %d bytes, more than the %d allowed; set XDG_RUNTIME_DIR to a shorter one", path, n, maxUnixPath)
+		return nil, sys.Invalidf("state directory %s: its sockets' paths would have %d bytes, more than the %d allowed; set %s to a shorter one", path, n, maxUnixPath, StateDirEnv)
 	}
 	if err := os.MkdirAll(root, 0o700); err != nil {
 		return nil, fmt.Errorf("make state directory: %w", err)
@@ -134,18 +164,24 @@ func lockDir(path string, create bool) (*os.File, error) {
 		return nil, fmt.Errorf("lock %s: %w", name, err)
 	}
 	// Between open and lock the file may have been removed by its last owner.
-	opened, err := f.Stat()
-	if err == nil {
-		var now os.FileInfo
-		if now, err = os.Stat(name); err == nil && !os.SameFile(opened, now) {
-			err = os.ErrNotExist
-		}
-	}
-	if err != nil {
+	if err := hasName(f, name); err != nil {
 		_ = f.Close()
 		return nil, err
 	}
 	return f, nil
+}
+
+// hasName is ErrNotExist unless name is the name of the open file.
+func hasName(f *os.File, name string) error {
+	opened, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	named, err := os.Lstat(name)
+	if err == nil && !os.SameFile(opened, named) {
+		err = os.ErrNotExist
+	}
+	return err
 }
 
 // clear removes everything but the lock.
@@ -166,9 +202,13 @@ func (d *stateDir) clear() error {
 }
 
 // remove gives the directory up. The lock goes last, so that nobody mistakes
-// what is half removed for a machine.
+// what is half removed for a machine. A directory that has gone, or that another
+// machine has made anew, is not ours to remove.
 func (d *stateDir) remove() error {
 	defer d.lock.Close()
+	if err := hasName(d.lock, d.file(lockFile)); errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
 	if err := d.clear(); err != nil {
 		return err
 	}

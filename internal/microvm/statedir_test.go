@@ -94,10 +94,49 @@ func TestLongPathIsRefused(t *testing.T) {
 }
 
 func TestStateRoot(t *testing.T) {
-	t.Setenv("XDG_RUNTIME_DIR", "/run/user/1")
+	const mine, session = "VMINIT_STATE_DIR", "XDG_RUNTIME_DIR"
+	for _, tt := range []struct {
+		env    map[string]string
+		euid   int
+		userns bool
+		want   string
+	}{
+		{map[string]string{session: "/run/user/1"}, 1, false, "/run/user/1/vminit"},
+		{map[string]string{session: "/run/user/0"}, 0, false, "/run/vminit"},
+		{map[string]string{session: "/run/user/1"}, 0, true, "/run/user/1/vminit"},
+		{nil, 0, false, "/run/vminit"},
+		{nil, 0, true, "/run/vminit"},
+		{map[string]string{session: "/run/user/0", mine: "/a/b/"}, 0, false, "/a/b"},
+		{map[string]string{session: "/run/user/1", mine: "/a"}, 1, false, "/a"},
+		{map[string]string{mine: "a"}, 0, false, ""},
+		{map[string]string{session: "a"}, 0, true, "/run/vminit"},
+	} {
+		dir, err := stateDirectory(func(name string) string { return tt.env[name] }, tt.euid, tt.userns)
+		require.Equal(t, tt.want == "", err != nil, "%v: %v", tt, err)
+		require.Equal(t, tt.want, dir, "%v", tt)
+	}
+
+	t.Setenv(mine, "/a")
 	root, err := StateRoot()
 	require.NoError(t, err)
-	require.Equal(t, "/run/user/1/vminit/vms", root)
+	require.Equal(t, "/a/vms", root)
+}
+
+// TestRemoveForeign: the directory was removed while its machine ran, and made
+// again for another of the same name.
+func TestRemoveForeign(t *testing.T) {
+	root := t.TempDir()
+	first, err := claim(root, "a")
+	require.NoError(t, err)
+	require.NoError(t, os.RemoveAll(first.path))
+	second, err := claim(root, "a")
+	require.NoError(t, err)
+	require.NoError(t, second.writeMeta(Meta{Name: "a"}))
+	require.NoError(t, first.remove())
+	_, err = Find(root, "a")
+	require.NoError(t, err)
+	require.NoError(t, second.remove())
+	require.NoDirExists(t, second.path)
 }
 
 func TestOwnDirectory(t *testing.T) {
