@@ -11,7 +11,7 @@ import (
 
 // Purge kills and removes everything in the tree: what an owner that ended
 // without deleting its containers has left behind. Nobody else may use the tree
-// meanwhile. It waits for the processes to be gone as long as ctx allows.
+// meanwhile: see [Tree.Claim]. It waits for the processes to be gone as long as ctx allows.
 func (t *Tree) Purge(ctx context.Context) error {
 	c := &Cgroup{tree: t, path: t.path, dir: t.dir}
 	for delay := firstDelay; ; delay = min(2*delay, lastDelay) {

@@ -3,6 +3,7 @@ package cgroup2
 import (
 	"errors"
 	"fmt"
+	"os"
 	"path"
 	"slices"
 	"strings"
@@ -33,6 +34,7 @@ type Tree struct {
 	closed bool        // guarded by oomMu
 
 	filters filterCache
+	claim   *os.File // the lock of [Tree.Claim], which comes before other use
 
 	sizesOnce sync.Once // makes sizes
 	sizes     []string  // see pageSizes
@@ -87,7 +89,7 @@ func (t *Tree) Controllers() ([]string, error) {
 	return names, nil
 }
 
-// Close releases what the tree holds and ends all OOM reports. Cgroups made
+// Close releases what the tree holds, its claim included, and ends all OOM reports. Cgroups made
 // from it stay on disk.
 func (t *Tree) Close() error {
 	t.oomMu.Lock()
@@ -98,6 +100,7 @@ func (t *Tree) Close() error {
 		w.file.Close()
 	}
 	t.filters.close()
+	t.claim.Close() // nil if there is none
 	return t.dir.file.Close()
 }
 

@@ -112,7 +112,31 @@ func listenUnix(a address) (net.Listener, error) {
 		err := rc.Control(func(fd uintptr) { chmodErr = unix.Fchmod(int(fd), 0o600) })
 		return errors.Join(err, os.NewSyscallError("fchmod", chmodErr))
 	}}
-	return lc.Listen(context.Background(), "unix", a.path)
+	l, err := lc.Listen(context.Background(), "unix", a.path)
+	if err != nil {
+		return nil, err
+	}
+	file, err := os.Lstat(a.path)
+	if err != nil {
+		l.Close()
+		return nil, err
+	}
+	return ownSocket{l.(*net.UnixListener), a.path, file}, nil
+}
+
+// ownSocket removes its file when it is closed, but not one that has come in its
+// place: the directory may have been removed and made anew. A bound socket keeps
+// its inode, so no other file has the same.
+type ownSocket struct {
+	*net.UnixListener
+	path string
+	file fs.FileInfo
+}
+
+func (l ownSocket) Close() error {
+	now, err := os.Lstat(l.path)
+	l.SetUnlinkOnClose(err == nil && os.SameFile(l.file, now))
+	return l.UnixListener.Close()
 }
 
 // removeStale removes the socket at path if nobody listens on it. Whatever else

@@ -99,6 +99,21 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
+// TestCloseUnixReplaced: a listener does not remove the socket of another that has
+// come in its place.
+func TestCloseUnixReplaced(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "s")
+	first, err := ListenConfig{}.Listen("unix://" + path)
+	require.NoError(t, err)
+	require.NoError(t, os.Remove(path))
+	second, err := ListenConfig{}.Listen("unix://" + path)
+	require.NoError(t, err)
+	require.NoError(t, first.Close())
+	require.FileExists(t, path)
+	require.NoError(t, second.Close())
+	require.NoFileExists(t, path)
+}
+
 // TestUnixPeer: another user's connection is closed at once, and Accept goes on.
 func TestUnixPeer(t *testing.T) {
 	requireRoot(t)

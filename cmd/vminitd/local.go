@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -12,6 +13,7 @@ import (
 
 	"vminit/cgroup2"
 	"vminit/cmd/vminitd/power"
+	"vminit/internal/sys"
 )
 
 // A daemon that vminitctl starts when it needs one, and that ends by itself.
@@ -21,6 +23,10 @@ import (
 // locked it exclusively, and then removes the directory before the kernel lets
 // go of the lock: a client that waited for it finds the file gone and starts
 // over. So nobody is ever connected to a daemon that is about to end.
+//
+// The directory may go while the daemon lives (logind removes a user's at logout),
+// and another may come in its place, with a daemon of its own. What tells them
+// apart is the lock file, which is held open, so that its inode is no other's.
 
 // tellReady tells the starter how serving began.
 func (d *daemon) tellReady(err error) {
@@ -68,38 +74,48 @@ func (s *services) use() (busy bool, connected uint64) {
 	return open+handshakes+unclaimed+claimed+s.tasks.Containers() > 0, connected
 }
 
-// lockOutClients takes the lock for as long as the process lives. It fails while
-// a client has it.
-func (d *daemon) lockOutClients() bool {
+// openPlace opens the lock that clients have in common.
+func (d *daemon) openPlace() (err error) {
 	if d.opts.IdleLock == "" {
-		return true
+		return nil
 	}
-	fd, err := unix.Open(d.opts.IdleLock, unix.O_RDWR|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0)
+	d.idleLock, err = unix.Open(d.opts.IdleLock, unix.O_RDWR|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0)
 	if err != nil {
-		return os.IsNotExist(err) // nobody finds us any more
+		return fmt.Errorf("open -idle-lock %s: %w", d.opts.IdleLock, err)
 	}
-	if err := unix.Flock(fd, unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		unix.Close(fd)
-		return false
-	}
-	d.idleLock = fd
-	return true
+	return nil
+}
+
+// lockOutClients takes the lock for as long as the process lives. It fails while
+// a client has it, also one that came before the place was removed.
+func (d *daemon) lockOutClients() bool {
+	return d.opts.IdleLock == "" || unix.Flock(d.idleLock, unix.LOCK_EX|unix.LOCK_NB) == nil
 }
 
 func (d *daemon) letClientsIn() {
-	if d.idleLock > 0 {
-		unix.Close(d.idleLock)
-		d.idleLock = 0
+	if d.opts.IdleLock != "" {
+		_ = unix.Flock(d.idleLock, unix.LOCK_UN)
 	}
+}
+
+// hasPlace reports whether the place is still the one that openPlace saw.
+func (d *daemon) hasPlace() bool {
+	var mine, named unix.Stat_t
+	return unix.Fstat(d.idleLock, &mine) == nil && unix.Lstat(d.opts.IdleLock, &named) == nil &&
+		mine.Dev == named.Dev && mine.Ino == named.Ino
 }
 
 // leave removes what a daemon started on demand has made, if nobody wants to
 // come any more. The sockets are gone with their listeners.
 func (d *daemon) leave() {
-	if d.opts.IdleLock == "" || d.idleLock == 0 && !d.lockOutClients() {
+	if d.opts.IdleLock == "" || !d.lockOutClients() {
 		return
 	}
+	// Ours, wherever the place is: serve claimed it.
 	_ = os.Remove(filepath.Join(d.serviceConfig().cgroupMount(), d.opts.CgroupTree))
+	if !d.hasPlace() {
+		return
+	}
 	dir := filepath.Dir(d.opts.IdleLock)
 	entries, _ := os.ReadDir(dir)
 	for _, e := range entries {
@@ -137,13 +153,19 @@ func isCgroup2(dir string) bool {
 	return unix.Statfs(dir, &fs) == nil && fs.Type == unix.CGROUP2_SUPER_MAGIC
 }
 
+// claimTimeout is how long a daemon that ends may keep its tree from the next.
+const claimTimeout = 2 * time.Second
+
 // openTree opens the tree that containers live in. A daemon started on demand
-// has it for itself: what is in it is left from one that was killed, and nobody
-// knows it any more.
+// has it for itself: once that is claimed, what is in it is left from one that
+// was killed, and nobody knows it any more.
 func (c serviceConfig) openTree(mount string) (*cgroup2.Tree, error) {
-	tree, err := cgroup2.OpenTree(mount, c.Options.CgroupTree)
-	if err != nil || c.Options.IdleLock == "" {
-		return tree, err
+	if c.Options.IdleLock == "" {
+		return cgroup2.OpenTree(mount, c.Options.CgroupTree)
+	}
+	tree, err := c.claimTree(mount)
+	if err != nil {
+		return nil, err
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 	defer cancel()
@@ -151,4 +173,28 @@ func (c serviceConfig) openTree(mount string) (*cgroup2.Tree, error) {
 		return nil, fmt.Errorf("remove the containers of a daemon that has died: %w", err)
 	}
 	return tree, nil
+}
+
+// claimTree opens the tree and claims it. It is [sys.ErrState] while another daemon
+// lives there.
+func (c serviceConfig) claimTree(mount string) (*cgroup2.Tree, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), claimTimeout)
+	defer cancel()
+	for {
+		tree, err := cgroup2.OpenTree(mount, c.Options.CgroupTree)
+		if err != nil {
+			return nil, err
+		}
+		if err = tree.Claim(ctx); err == nil {
+			return tree, nil
+		}
+		tree.Close()
+		switch {
+		case errors.Is(err, sys.ErrState):
+			return nil, fmt.Errorf("%w: a daemon whose place was removed still has containers there; "+
+				"pkill -f %s ends both, and another --root does without", err, c.Options.CgroupTree)
+		case !errors.Is(err, os.ErrNotExist) || ctx.Err() != nil:
+			return nil, err
+		}
+	}
 }

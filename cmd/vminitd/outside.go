@@ -26,7 +26,7 @@ func (d *daemon) runOutsideVM() int {
 	close(d.settled) // there is no boot to wait for
 	close(d.completed)
 	unix.Umask(0o022) // whatever our starter's is
-	s, err := serve(d.serviceConfig())
+	s, err := d.serveOutsideVM()
 	d.tellReady(err)
 	if err != nil {
 		fmt.Fprintf(os.Stderr, "vminitd: %v\n", err)
@@ -46,6 +46,13 @@ func (d *daemon) runOutsideVM() int {
 	}
 	d.leave()
 	return 0
+}
+
+func (d *daemon) serveOutsideVM() (*services, error) {
+	if err := d.openPlace(); err != nil {
+		return nil, err
+	}
+	return serve(d.serviceConfig())
 }
 
 func becomeSubreaper() error {

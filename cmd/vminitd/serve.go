@@ -16,6 +16,7 @@ import (
 	"vminit/cgroup2"
 	"vminit/cmd/vminitd/boot"
 	"vminit/cmd/vminitd/power"
+	"vminit/internal/sys"
 	"vminit/nsexec"
 	"vminit/tasksvc"
 	"vminit/vsockstream"
@@ -79,10 +80,17 @@ func serve(c serviceConfig) (*services, error) {
 	}
 	s.fwds = tasksvc.NewForwards(s.hub, framing, c.Log)
 	mount := c.cgroupMount()
+	cgroups := sync.OnceValues(func() (*cgroup2.Tree, error) { return c.openTree(mount) })
+	if c.Options.IdleLock != "" {
+		// Other reasons not to have a tree are for those who want a container.
+		if _, err := cgroups(); errors.Is(err, sys.ErrState) {
+			return nil, err
+		}
+	}
 	bundles := tasksvc.NewBundles(bundleRoot)
 	s.tasks, err = tasksvc.NewService(tasksvc.Config{
 		Launcher:    launcher,
-		Cgroups:     sync.OnceValues(func() (*cgroup2.Tree, error) { return c.openTree(mount) }),
+		Cgroups:     cgroups,
 		CgroupMount: mount,
 		Streams:     s.hub,
 		Events:      s.events,

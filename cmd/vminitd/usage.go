@@ -24,7 +24,9 @@ understood is logged and left out.
   -idle-exit DURATION      end when there has been no container and no client for
                            so long (never)
   -idle-lock PATH          before that, take this file's lock, which clients share;
-                           its directory is removed
+                           its directory is removed, and what is in the cgroup
+                           of -cgroup-tree is killed at the start: that must be
+                           this daemon's alone
   -ready-fd N              write a byte here when serving, or the reason why not
   -network SPEC            mac=M[,addr=CIDR][,addr=CIDR] or mac=M,dhcp=true; repeatable
   -config FILE             JSON: vsock_context_id rpc_port stream_port debug; flags win
