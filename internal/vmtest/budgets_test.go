@@ -20,7 +20,7 @@ import (
 	"vminit/internal/microvm"
 )
 
-// What a guest may cost, docs/design.md section 10. The memory is measured in
+// What a guest may cost, docs/STATUS.md. The memory is measured in
 // TestFreshGuest.
 const (
 	maxDaemon  = 8 << 20  // bytes of vminitd, static and stripped
