@@ -57,7 +57,7 @@ func (c *Compiler) fileSystem(fstype string, e *entry) {
 // a kernel file system goes (CVE-2019-19921). A tmpfs that is not told its mode
 // takes that of the directory it covers, as with runc.
 func (c *Compiler) openFor(fstype string, e *entry) {
-	flags := openFlags{dir: true, strict: fstype == "proc" || fstype == "sysfs"}
+	flags := openFlags{dir: true, strict: withoutLinks(fstype)}
 	if fstype == "tmpfs" && !e.has("mode") && !e.tmpcopyup {
 		flags.existed = func() {
 			c.statx(c.dest, c.stat)
@@ -68,6 +68,8 @@ func (c *Compiler) openFor(fstype string, e *entry) {
 	}
 	c.open(e.rel, flags)
 }
+
+func withoutLinks(fstype string) bool { return fstype == "proc" || fstype == "sysfs" }
 
 // sharedView: file systems that show a namespace, and where the guest has them.
 var sharedView = map[string]struct {
@@ -137,19 +139,20 @@ func (c *Compiler) keepOpen() {
 
 // mountByData mounts with mount(2), on the destination as working directory so
 // that it is resolved only once. Only for recursive attributes and propagation
-// is the new mount looked up again.
+// is the new mount looked up again. Links are refused as in openFor.
 func (c *Compiler) mountByData(fstype string, e *entry, options []string) {
 	p := c.p
 	if e.idmap || e.tmpcopyup {
 		p.Fail(sys.Unsupportedf("mount %s: idmap and tmpcopyup together with an option of more than %d bytes", e.Destination, maxFsconfigValue))
 		return
 	}
-	data := strings.Join(options, ",")
+	data := joinOptions(options)
 	if len(data) >= pageSize {
 		p.Fail(sys.Invalidf("mount %s: the options are %d bytes long, the kernel takes less than a page", e.Destination, len(data)))
 		return
 	}
-	c.open(e.rel, openFlags{dir: true})
+	flags := openFlags{dir: true, strict: withoutLinks(fstype)}
+	c.open(e.rel, flags)
 	c.checkDestination(e)
 	p.Call(unix.SYS_FCHDIR, c.dest.Arg())
 	c.close(c.dest)
@@ -158,7 +161,7 @@ func (c *Compiler) mountByData(fstype string, e *entry, options []string) {
 	if e.rset|e.rclr == 0 && len(e.propagation) == 0 {
 		return
 	}
-	c.open(e.rel, openFlags{dir: true})
+	c.open(e.rel, flags)
 	if e.rset|e.rclr != 0 {
 		c.setAttributes(c.dest, e.rset, e.rclr, unix.AT_RECURSIVE)
 	}
@@ -169,6 +172,22 @@ func (c *Compiler) mountByData(fstype string, e *entry, options []string) {
 }
 
 const pageSize = 4096
+
+// joinOptions makes one string of the options, as mount(2) wants them. SELinux
+// takes its own out of it first, up to a comma outside quotes, and drops the
+// quotes (selinux_sb_eat_lsm_opts): a context with two categories needs them.
+func joinOptions(options []string) string {
+	joined := slices.Clone(options)
+	for i, o := range joined {
+		switch k, v, _ := strings.Cut(o, "="); k {
+		case "context", "fscontext", "defcontext", "rootcontext":
+			if strings.Contains(v, ",") {
+				joined[i] = k + `="` + v + `"`
+			}
+		}
+	}
+	return strings.Join(joined, ",")
+}
 
 // superFlags are flags of the superblock as mount(2) wants them. Among the
 // options, file systems without fs_context (overlay before Linux 6.5) refuse them.

@@ -85,6 +85,11 @@ func TestPlans(t *testing.T) {
 			s.Linux.MountLabel = "u:r:t:s0:c1,c2"
 			s.Mounts = append(s.Mounts, mount("/proc", "proc", "", ""), mount("/t", "tmpfs", "", "mode=700"), mount("/u", "tmpfs", "", `mode=700,context="a:b:c"`))
 		},
+		"label-long": func(s *specs.Spec, _ *Options) {
+			s.Linux.MountLabel = "u:r:t:s0:c1,c2"
+			long := strings.Repeat("long", 80)
+			s.Mounts = append(s.Mounts, mount("/proc", "proc", "", long+" rro"), mount("/o", "overlay", "overlay", "lowerdir=/"+long+":/b"))
+		},
 		"overlay": func(s *specs.Spec, _ *Options) {
 			s.Mounts = append(s.Mounts, mount("/o", "overlay", "overlay", "lowerdir=/"+strings.Repeat("long", 80)+":/b nosuid rro shared"))
 		},

@@ -3,6 +3,7 @@ package rootfs
 import (
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -255,6 +256,23 @@ func TestMountLabel(t *testing.T) {
 	s.Linux.MountLabel = "system_u:object_r:svirt_sandbox_file_t:s0:c715,c811"
 	_, err := run(t, s, "true")
 	require.EqualError(t, err, `linux.mountLabel "system_u:object_r:svirt_sandbox_file_t:s0:c715,c811": SELinux is not enabled in this kernel`)
+}
+
+// TestJoinOptions: a context of SELinux ends at a comma unless it is quoted.
+func TestJoinOptions(t *testing.T) {
+	for want, options := range map[string][]string{
+		``:                                    nil,
+		`mode=700,ro`:                         {"mode=700", "ro"},
+		`context=u:r:t:s0,size=1m`:            {"context=u:r:t:s0", "size=1m"},
+		`context="u:r:t:s0:c1,c2",size=1m`:    {"context=u:r:t:s0:c1,c2", "size=1m"},
+		`fscontext="a,b",defcontext="a,b"`:    {"fscontext=a,b", "defcontext=a,b"},
+		`rootcontext="a,b",mycontext=a,b`:     {"rootcontext=a,b", "mycontext=a,b"},
+		`lowerdir=/a\,b:/c,context="u:c1,c2"`: {`lowerdir=/a\,b:/c`, "context=u:c1,c2"},
+	} {
+		given := slices.Clone(options)
+		require.Equal(t, want, joinOptions(options))
+		require.Equal(t, given, options)
+	}
 }
 
 // TestLongOptions: what fsconfig(2) does not take goes through mount(2).

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -64,6 +65,22 @@ func up(name string) string { return strings.Repeat("../", 20) + strings.TrimPre
 func link(t *testing.T, target, name string) {
 	require.NoError(t, os.RemoveAll(name))
 	require.NoError(t, os.Symlink(target, name))
+}
+
+// TestLongOptionsOnLinks: an option that fsconfig(2) does not take does not open
+// another way for CVE-2019-19921.
+func TestLongOptionsOnLinks(t *testing.T) {
+	requireRoot(t)
+	root := busyboxRoot(t)
+	s := defaultSpec(root)
+	i := slices.IndexFunc(s.Mounts, func(m specs.Mount) bool { return m.Destination == "/proc" })
+	s.Mounts[i].Options = []string{"gid=" + strings.Repeat("0", 300) + "5", "rnosuid"}
+	out, err := run(t, s, showMounts("/proc"))
+	require.NoError(t, err)
+	require.Contains(t, out, "gid=5")
+	link(t, "tmp", root+"/proc")
+	_, err = run(t, s, "true")
+	require.ErrorIs(t, err, unix.ELOOP)
 }
 
 // TestKernelFileSystemsOnLinks: CVE-2019-16884, CVE-2019-19921, CVE-2023-27561,
