@@ -59,7 +59,7 @@ func (d *NetDevices) connect(c Connection) (err error) {
 	}
 	defer func() {
 		if err != nil { // takes the other end along
-			_ = d.here.do(unix.RTM_DELLINK, unix.NLM_F_ACK, linkRequest(ours, 0, 0), nil)
+			_ = d.here.deleteLink(ours)
 		}
 	}()
 	if err := d.here.setMaster(ours, bridge); err != nil {
@@ -136,6 +136,10 @@ func (r *route) addLink(name, kind string, data []byte) error {
 	return err
 }
 
+func (r *route) deleteLink(index int) error {
+	return r.do(unix.RTM_DELLINK, unix.NLM_F_ACK, linkRequest(index, 0, 0), nil)
+}
+
 func (r *route) setMaster(index, master int) error {
 	b := appendAttr(linkRequest(index, 0, 0), unix.IFLA_MASTER, binary.NativeEndian.AppendUint32(nil, uint32(master)))
 	if err := r.do(unix.RTM_NEWLINK, unix.NLM_F_ACK, b, nil); err != nil {
@@ -145,20 +149,19 @@ func (r *route) setMaster(index, master int) error {
 }
 
 // bridge returns the index of the bridge with the guest's interface in it, which
-// is made when it is first asked for; two that do so at once share it.
-func (r *route) bridge(name string, uplink net.HardwareAddr) (int, error) {
-	if index, err := r.link(name); err == nil {
-		return index, nil
-	}
+// is made when it is first asked for; two that do so at once share it. One that
+// is there already may be what is left of an attempt that was cut short, so all
+// the rest is done again, which changes nothing where it is done.
+func (r *route) bridge(name string, uplink net.HardwareAddr) (index int, err error) {
 	up, err := r.linkByMAC(uplink)
 	if err != nil {
 		return 0, err
 	}
-	if err := r.addLink(name, "bridge", nil); err != nil && err != unix.EEXIST {
-		return 0, fmt.Errorf("make bridge %s: %w", name, err)
+	made := r.addLink(name, "bridge", nil)
+	if made != nil && made != unix.EEXIST {
+		return 0, fmt.Errorf("make bridge %s: %w", name, made)
 	}
-	index, err := r.link(name)
-	if err != nil {
+	if index, err = r.link(name); err != nil {
 		return 0, err
 	}
 	if err = r.setMaster(up, index); err == nil {
@@ -166,6 +169,9 @@ func (r *route) bridge(name string, uplink net.HardwareAddr) (int, error) {
 	}
 	if err == nil {
 		err = r.setUp(up)
+	}
+	if err != nil && made == nil {
+		_ = r.deleteLink(index)
 	}
 	return index, err
 }
