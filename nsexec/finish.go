@@ -195,16 +195,26 @@ func (p *Program) exec(path string, args, env []string, home string) {
 	if err != nil {
 		p.Fail(err)
 	}
-	for _, c := range candidates {
-		p.Call(unix.SYS_EXECVE, p.Str(c), argv, envp).Ignore(unix.ENOENT, unix.ENOTDIR, unix.EACCES)
+	files := make([]Arg, len(candidates))
+	for i, c := range candidates {
+		files[i] = p.Str(c)
+		p.Call(unix.SYS_EXECVE, files[i], argv, envp).Ignore(unix.ENOENT, unix.ENOTDIR, unix.EACCES)
 	}
-	for _, c := range candidates {
-		p.Call(unix.SYS_EXECVE, p.Str(c), argv, envp).Ignore(unix.ENOENT, unix.ENOTDIR)
+	for _, f := range files {
+		p.Call(unix.SYS_EXECVE, f, argv, envp).Ignore(unix.ENOENT, unix.ENOTDIR)
+	}
+	// ENOENT is also said of a file that is there, if what it names to run it is
+	// not. A filter may forbid to look.
+	for i, f := range files {
+		there := p.Call(unix.SYS_FACCESSAT, Int(unix.AT_FDCWD), f, Int(unix.X_OK)).IgnoreAll()
+		p.IfOK(there, func() {
+			p.FailWith(unix.ENOENT, "exec \""+candidates[i]+"\": no such file or directory: its interpreter or loader is missing")
+		})
 	}
 	p.FailWith(unix.ENOENT, "exec \""+args[0]+"\": executable file not found in $PATH")
 }
 
-// A PATH is the image's: each of its directories is room and two system calls.
+// A PATH is the image's: each of its directories is room and three system calls.
 const maxPathDirs = 1024
 
 // candidates are the files that name may mean, but for those whose path is too

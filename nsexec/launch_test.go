@@ -110,8 +110,10 @@ func TestAbandonedChildEnds(t *testing.T) {
 func TestLaunchErrors(t *testing.T) {
 	requireRoot(t)
 	null := devNull(t)
-	noexec := t.TempDir() + "/noexec"
+	dir := t.TempDir()
+	noexec := dir + "/noexec"
 	require.NoError(t, os.WriteFile(noexec, []byte("x"), 0o644))
+	require.NoError(t, os.WriteFile(dir+"/uninterpreted", []byte("#!/nosuch/sh\n"), 0o755))
 	for _, tc := range []struct {
 		name string
 		edit func(*specs.Process)
@@ -124,6 +126,9 @@ func TestLaunchErrors(t *testing.T) {
 		{"not executable in path", func(p *specs.Process) {
 			p.Args, p.Env = []string{"noexec"}, []string{"PATH=/nosuch:" + noexec[:len(noexec)-7] + ":/bin"}
 		}, `exec "noexec": permission denied (execve)`, unix.EACCES},
+		{"no interpreter", func(p *specs.Process) {
+			p.Args, p.Env = []string{"uninterpreted"}, []string{"PATH=/nosuch:" + noexec + ":" + dir + ":/bin"}
+		}, `exec "` + dir + `/uninterpreted": no such file or directory: its interpreter or loader is missing`, unix.ENOENT},
 		{"cwd", func(p *specs.Process) { p.Cwd = "/nosuch" }, `change to working directory "/nosuch": no such file or directory (chdir)`, unix.ENOENT},
 		{"too long", func(p *specs.Process) { p.Args = []string{"true", strings.Repeat("x", 200<<10)} }, `argument list too long (execve)`, unix.E2BIG},
 	} {

@@ -31,6 +31,7 @@ var signatures = [...]syscallSig{
 	{unix.SYS_EXIT_GROUP, "exit_group", "d"},
 	{unix.SYS_FCHDIR, "fchdir", "f"},
 	{unix.SYS_FCHMOD, "fchmod", "fo"},
+	{unix.SYS_FACCESSAT, "faccessat", "fso"},
 	{unix.SYS_FCHMODAT, "fchmodat", "fso"},
 	{unix.SYS_FCHOWN, "fchown", "fdd"},
 	{unix.SYS_FCHOWNAT, "fchownat", "fsddA"},

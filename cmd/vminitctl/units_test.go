@@ -57,6 +57,7 @@ func TestStartError(t *testing.T) {
 		want int
 	}{
 		{codes.Unknown, `exec "x": executable file not found in $PATH`, 127},
+		{codes.Unknown, `exec "/bin/x": no such file or directory: its interpreter or loader is missing`, 127},
 		{codes.Unknown, `exec "/x": no such file or directory (execve)`, 127},
 		{codes.PermissionDenied, `exec "/x": permission denied`, 126},
 		{codes.Unknown, `exec "/x": exec format error`, 126},
