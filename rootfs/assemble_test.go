@@ -337,6 +337,13 @@ func TestAssembleIDMapped(t *testing.T) {
 		_, err := Assemble(t.Context(), must(launcher()), bundle, []Mount{{Type: "overlay", Source: "overlay", Options: append([]string{"lowerdir=" + src + ":" + src + "/below"}, options...)}})
 		require.ErrorIs(t, err, sys.ErrInvalid, "%q", options)
 	}
+	// An escaped colon, which would be taken for the end of a layer.
+	for _, lower := range []string{src + `\:b`, src + ":" + src + `/a\\b`} {
+		_, err := Assemble(t.Context(), must(launcher()), bundle, []Mount{{Type: "overlay", Source: "overlay", Options: append([]string{"lowerdir=" + lower}, ids...)}})
+		require.ErrorIs(t, err, sys.ErrInvalid)
+		require.ErrorContains(t, err, "option lowerdir="+lower+": a path with a backslash does not go together with uidmap= and gidmap=")
+		requireNothingLeft(t, bundle)
+	}
 	// A layer that is not there, after one that is.
 	_, err = Assemble(t.Context(), must(launcher()), bundle, []Mount{{Type: "overlay", Source: "overlay", Options: append([]string{"lowerdir=" + src + ":/nosuch"}, ids...)}})
 	require.ErrorIs(t, err, unix.ENOENT)

@@ -94,6 +94,9 @@ func (c *mountCall) mapped(l *nsexec.Launcher, target string) (undo func() error
 		if !ok {
 			continue
 		}
+		if strings.Contains(value, `\`) { // escapes a colon, or itself
+			return undo, sys.Invalidf("option %s: a path with a backslash does not go together with uidmap= and gidmap=", o)
+		}
 		layers := strings.Split(value, ":")
 		for j, layer := range layers {
 			if layer == "" { // "::" comes before layers with data only
