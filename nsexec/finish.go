@@ -14,6 +14,8 @@ import (
 type Seccomp struct {
 	Filter []unix.SockFilter
 	Flags  uint // SECCOMP_FILTER_FLAG_*
+	// Deadly: what it does not know ends the process instead of failing.
+	Deadly bool
 	// Listener is called if the filter has a listener (NEW_LISTENER, Linux 5.0),
 	// when the child has it, by the number in the register, and before anything
 	// else that the filter could stop. It appends a gate at which the parent
@@ -92,7 +94,7 @@ func (p *Program) Finish(f Finish) (done Finished) {
 	if proc.NoNewPrivileges {
 		p.loadSeccomp(f.Seccomp)
 	}
-	p.exec(f.Path, proc.Args, proc.Env, f.Home)
+	p.exec(f.Path, proc.Args, proc.Env, f.Home, f.Seccomp == nil || !f.Seccomp.Deadly)
 	return done
 }
 
@@ -171,8 +173,8 @@ const defaultPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bi
 
 // exec loads the user's program: the one at path, or if that is empty the first
 // argument, looked up like execvp(3): every candidate in turn, and only when
-// there was none, the reason.
-func (p *Program) exec(path string, args, env []string, home string) {
+// there was none, the reason. mayLook says that a system call more does no harm.
+func (p *Program) exec(path string, args, env []string, home string, mayLook bool) {
 	if path == "" && (len(args) == 0 || args[0] == "") {
 		p.Fail(sys.Invalidf("process.args is empty"))
 	}
@@ -203,15 +205,21 @@ func (p *Program) exec(path string, args, env []string, home string) {
 	for _, f := range files {
 		p.Call(unix.SYS_EXECVE, f, argv, envp).Ignore(unix.ENOENT, unix.ENOTDIR)
 	}
-	// ENOENT is also said of a file that is there, if what it names to run it is
-	// not. A filter may forbid to look.
+	if mayLook {
+		p.failIfThere(files, candidates)
+	}
+	p.FailWith(unix.ENOENT, "exec \""+args[0]+"\": executable file not found in $PATH")
+}
+
+// failIfThere says what an ENOENT of execve(2) means if the file is there: what it
+// names to run it is not.
+func (p *Program) failIfThere(files []Arg, names []string) {
 	for i, f := range files {
 		there := p.Call(unix.SYS_FACCESSAT, Int(unix.AT_FDCWD), f, Int(unix.X_OK)).IgnoreAll()
 		p.IfOK(there, func() {
-			p.FailWith(unix.ENOENT, "exec \""+candidates[i]+"\": no such file or directory: its interpreter or loader is missing")
+			p.FailWith(unix.ENOENT, "exec \""+names[i]+"\": no such file or directory: its interpreter or loader is missing")
 		})
 	}
-	p.FailWith(unix.ENOENT, "exec \""+args[0]+"\": executable file not found in $PATH")
 }
 
 // A PATH is the image's: each of its directories is room and three system calls.

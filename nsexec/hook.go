@@ -24,7 +24,7 @@ func (p *Program) FinishHook(h Hook) {
 	p.Call(unix.SYS_UMASK, Int(0o022))
 	p.Step("close file descriptors")
 	p.Call(unix.SYS_CLOSE_RANGE, Int(3), Int(uint32(math.MaxUint32)), Int(unix.CLOSE_RANGE_CLOEXEC))
-	p.exec(h.Path, h.Args, h.Env, "")
+	p.exec(h.Path, h.Args, h.Env, "", true)
 }
 
 // EnterPlace makes two directories, bound to the inputs returned, the root and

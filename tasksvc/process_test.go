@@ -292,3 +292,20 @@ func TestLabelsWithoutLSM(t *testing.T) {
 	s.Process.ApparmorProfile, s.Process.SelinuxLabel = "", "system_u:system_r:box_t:s0"
 	require.ErrorIs(t, h.refused(s, "process.selinuxLabel: this kernel runs without SELinux"), unix.EOPNOTSUPP)
 }
+
+// A filter that kills what it does not know lets be told that the program is not
+// there.
+func TestNotFoundUnderFilter(t *testing.T) {
+	h := newHost(t)
+	for _, action := range []specs.LinuxSeccompAction{specs.ActKillProcess, specs.ActErrno} {
+		s := testSpec("")
+		s.Process.Args = []string{"nosuch"}
+		s.Linux.Seccomp = &specs.LinuxSeccomp{DefaultAction: action, Architectures: []specs.Arch{specs.ArchX86_64, specs.ArchAARCH64},
+			Syscalls: []specs.LinuxSyscall{{Names: []string{"rt_sigprocmask", "execve", "write", "sendto", "exit_group", "openat2"}, Action: specs.ActAllow}}}
+		_, err := h.Create(h.ctx(), &taskv3.CreateTaskRequest{ID: "c1", Bundle: h.bundle(s)})
+		require.NoError(t, err)
+		_, err = h.Start(h.ctx(), &taskv3.StartRequest{ID: "c1"})
+		require.EqualError(t, err, `exec "nosuch": executable file not found in $PATH`)
+		h.delete("c1")
+	}
+}

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
@@ -33,7 +34,8 @@ func compileSeccomp(cache *seccomp.Cache, p *specs.LinuxSeccomp) (s *nsexec.Secc
 			return nil, false, nil, err
 		}
 	}
-	return &nsexec.Seccomp{Filter: f.Insns, Flags: f.Flags}, f.Notify, f.Warnings, nil
+	deadly := slices.Contains([]specs.LinuxSeccompAction{specs.ActKill, specs.ActKillProcess, specs.ActKillThread, specs.ActTrap}, p.DefaultAction)
+	return &nsexec.Seccomp{Filter: f.Insns, Flags: f.Flags, Deadly: deadly}, f.Notify, f.Warnings, nil
 }
 
 func checkListener(path string) error {
