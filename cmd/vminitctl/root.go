@@ -3,10 +3,12 @@ package main
 import (
 	"context"
 	"fmt"
+	"io"
 	"log/slog"
 	"os"
 	"time"
 
+	"github.com/sirupsen/logrus"
 	"github.com/spf13/cobra"
 
 	"vminit/internal/sys"
@@ -122,6 +124,9 @@ func addRuntimeFlags(root *cobra.Command, g *globals) {
 		_ = f.MarkHidden(name) // fails only for a flag that does not exist
 	}
 	root.PersistentPreRunE = func(cmd *cobra.Command, _ []string) error {
+		if !g.debug {
+			logrus.SetOutput(io.Discard) // ttrpc's client logs what comes for calls that we have given up
+		}
 		if g.logFormat != "text" && g.logFormat != "json" {
 			return sys.Invalidf("--log-format %s: want text or json", g.logFormat)
 		}
