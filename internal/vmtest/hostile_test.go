@@ -79,7 +79,7 @@ func TestHostileConfig(t *testing.T) {
 			{"NUL in an argument", edit(func(s *specs.Spec) { s.Process.Args = []string{"a\x00b"} }), codes.InvalidArgument, ""},
 			{"NUL in the environment", edit(func(s *specs.Spec) { s.Process.Env = []string{"A=a\x00b"} }), codes.InvalidArgument, ""},
 			{"cwd relative", edit(func(s *specs.Spec) { s.Process.Cwd = "tmp" }), codes.InvalidArgument, "process.cwd"},
-			{"cwd missing", edit(func(s *specs.Spec) { s.Process.Cwd = "/no/such" }), codes.Unknown, `"/no/such": no such file or directory`},
+			{"cwd below a file", edit(func(s *specs.Spec) { s.Process.Cwd = "/etc/passwd/x" }), codes.Unknown, `"/etc/passwd/x": not a directory`},
 			{"uid -1", edit(func(s *specs.Spec) { s.Process.User.UID = 1<<32 - 1 }), codes.InvalidArgument, "process.user"},
 			{"unknown rlimit", edit(func(s *specs.Spec) { s.Process.Rlimits = []specs.POSIXRlimit{{Type: "RLIMIT_LUCK"}} }), codes.InvalidArgument, "RLIMIT_LUCK"},
 			{"soft above hard", edit(func(s *specs.Spec) {
