@@ -94,14 +94,14 @@ func (vm *VM) start(ctx context.Context) (err error) {
 	if vm.con, err = newConsole(vm.qemu.console, vm.dir.file(consoleFile)); err != nil {
 		return err
 	}
-	back = append(back, func() {
-		_ = vm.qemu.console.Close()
-		<-vm.con.done
-	})
+	back = append(back, vm.con.close)
 	if vm.doors, err = openDoors(vm.dir, vm.link, vm.con, vm.cfg.Logger); err != nil {
 		return err
 	}
-	back = append(back, func() { _ = vm.doors.close() })
+	back = append(back, func() {
+		vm.con.close() // or its clients would keep the doors open
+		_ = vm.doors.close()
+	})
 	if err := vm.describe(); err != nil {
 		return err
 	}

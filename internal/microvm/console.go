@@ -2,7 +2,6 @@ package microvm
 
 import (
 	"bytes"
-	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -21,6 +20,10 @@ const (
 	// clientBacklog is how many chunks a client may be behind before it loses
 	// some: neither the guest nor other clients wait for it.
 	clientBacklog = 64
+	// endGrace is how long clients have, once the console has ended, to take what
+	// they have not read yet. The machine's end waits for them, and one that is
+	// stopped (Ctrl-Z, a pager at rest) would never be done.
+	endGrace = time.Second
 )
 
 // console is the guest's serial port: what it writes goes to a log, to those
@@ -34,8 +37,8 @@ type console struct {
 	mu      sync.Mutex // guards what follows
 	size    int64      // of the log
 	tail    []byte
-	first   time.Time // of the first byte
-	clients map[chan []byte]struct{}
+	first   time.Time                // of the first byte
+	clients map[chan []byte]net.Conn // what each is to be sent
 	ended   bool
 }
 
@@ -45,7 +48,7 @@ func newConsole(guest net.Conn, path string) (*console, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := &console{guest: guest, path: path, log: log, done: make(chan struct{}), clients: map[chan []byte]struct{}{}}
+	c := &console{guest: guest, path: path, log: log, done: make(chan struct{}), clients: map[chan []byte]net.Conn{}}
 	go c.run()
 	return c, nil
 }
@@ -65,7 +68,8 @@ func (c *console) run() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.ended = true
-	for client := range c.clients {
+	for client, conn := range c.clients {
+		_ = conn.SetWriteDeadline(time.Now().Add(endGrace))
 		close(client)
 	}
 	clear(c.clients)
@@ -144,20 +148,19 @@ func lastLines(text []byte, n int) string {
 	return string(out)
 }
 
-// serve connects clients until ln is closed.
+// close ends the console though QEMU may not have, and disconnects its clients.
+func (c *console) close() {
+	_ = c.guest.Close()
+	<-c.done
+}
+
+// serve connects clients until ln is closed, and waits for them to end, which
+// they do with the console.
 func (c *console) serve(ln net.Listener) error {
-	var clients sync.WaitGroup
-	defer clients.Wait()
-	for {
-		conn, err := ln.Accept()
-		if errors.Is(err, net.ErrClosed) {
-			return nil
-		}
-		if err != nil {
-			return fmt.Errorf("console: %w", err)
-		}
-		clients.Go(func() { c.attach(conn) })
+	if err := acceptAll(ln, c.attach); err != nil {
+		return fmt.Errorf("console: %w", err)
 	}
+	return nil
 }
 
 // attach serves one client, which it owns, until it or the guest ends.
@@ -169,7 +172,7 @@ func (c *console) attach(conn net.Conn) {
 		c.mu.Unlock()
 		return
 	}
-	c.clients[output] = struct{}{}
+	c.clients[output] = conn
 	c.mu.Unlock()
 
 	var typing sync.WaitGroup

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
 )
 
 func newTestConsole(t *testing.T) (c *console, guest net.Conn, dir string) {
@@ -94,4 +95,64 @@ func TestSlowConsoleClientStopsNobody(t *testing.T) {
 		_, err := guest.Write(make([]byte, 16<<10))
 		require.NoError(t, err)
 	}
+}
+
+// TestStoppedConsoleClientEnds: one that reads nothing does not keep the console
+// from ending, and gets what there is room for.
+func TestStoppedConsoleClientEnds(t *testing.T) {
+	c, guest, dir := newTestConsole(t)
+	ln, err := net.Listen("unix", filepath.Join(dir, consoleSock))
+	require.NoError(t, err)
+	served := make(chan error, 1)
+	go func() { served <- c.serve(ln) }()
+	client, err := net.Dial("unix", ln.Addr().String())
+	require.NoError(t, err)
+	defer client.Close()
+	_, err = client.Write([]byte("x"))
+	require.NoError(t, err)
+	_, err = guest.Read(make([]byte, 1))
+	require.NoError(t, err)
+	for range 2 * clientBacklog { // more than a socket takes
+		_, err := guest.Write(make([]byte, 16<<10))
+		require.NoError(t, err)
+	}
+	require.NoError(t, guest.Close())
+	require.NoError(t, ln.Close())
+	select {
+	case err := <-served:
+		require.NoError(t, err)
+	case <-time.After(10 * endGrace):
+		t.Fatal("it still waits for its client")
+	}
+	rest, err := io.ReadAll(client)
+	require.NoError(t, err)
+	require.NotEmpty(t, rest)
+}
+
+// shortListener fails to accept for want of descriptors, and is closed then.
+type shortListener struct {
+	net.Listener
+	fail int
+}
+
+func (l *shortListener) Accept() (net.Conn, error) {
+	if l.fail == 0 {
+		return nil, net.ErrClosed
+	}
+	l.fail--
+	return nil, &net.OpError{Op: "accept", Err: os.NewSyscallError("accept4", unix.EMFILE)}
+}
+
+func TestDoorsOutliveShortage(t *testing.T) {
+	c, _, _ := newTestConsole(t)
+	for name, serve := range map[string]func(net.Listener) error{
+		"console": c.serve,
+		"port":    func(ln net.Listener) error { return forward(t.Context(), ln, RPCPort, nil) },
+	} {
+		ln := &shortListener{fail: 2}
+		require.NoError(t, serve(ln), name)
+		require.Zero(t, ln.fail, name)
+	}
+	_, err := accept(&shortListener{})
+	require.ErrorIs(t, err, net.ErrClosed)
 }

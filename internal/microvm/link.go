@@ -119,7 +119,7 @@ func openDoors(d *stateDir, l *link, con *console, log *slog.Logger) (*doors, er
 			log.Error("socket has ended", "error", err)
 		}
 	})
-	err := o.listen(d.file(consoleSock), con.serve, log)
+	var err error
 	for _, f := range []struct {
 		name string
 		port uint32
@@ -127,6 +127,9 @@ func openDoors(d *stateDir, l *link, con *console, log *slog.Logger) (*doors, er
 		if err == nil {
 			err = o.listen(d.file(f.name), func(ln net.Listener) error { return forward(ctx, ln, f.port, l) }, log)
 		}
+	}
+	if err == nil { // last, because close waits for its clients, which do not end before the console
+		err = o.listen(d.file(consoleSock), con.serve, log)
 	}
 	if err != nil {
 		return nil, errors.Join(err, o.close())
@@ -151,7 +154,8 @@ func (o *doors) listen(path string, serve func(net.Listener) error, log *slog.Lo
 	return nil
 }
 
-// close disconnects everybody. The console's clients end with the console.
+// close disconnects everybody. The console must have ended: it is what ends its
+// clients.
 func (o *doors) close() error {
 	o.end()
 	var errs []error
@@ -165,18 +169,11 @@ func (o *doors) close() error {
 // forward connects each client of ln with a port of the guest until ln is
 // closed, and ends the connections then.
 func forward(ctx context.Context, ln net.Listener, port uint32, l *link) error {
-	var clients sync.WaitGroup
-	defer clients.Wait()
-	for {
-		client, err := ln.Accept()
-		if errors.Is(err, net.ErrClosed) {
-			return nil
-		}
-		if err != nil {
-			return fmt.Errorf("forward port %d: %w", port, err)
-		}
-		clients.Go(func() { forwardOne(ctx, client.(*net.UnixConn), port, l) })
+	err := acceptAll(ln, func(client net.Conn) { forwardOne(ctx, client.(*net.UnixConn), port, l) })
+	if err != nil {
+		return fmt.Errorf("forward port %d: %w", port, err)
 	}
+	return nil
 }
 
 func forwardOne(ctx context.Context, client *net.UnixConn, port uint32, l *link) {

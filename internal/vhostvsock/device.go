@@ -94,7 +94,7 @@ func (d *Device) Serve(ctx context.Context) error {
 				_ = conn.Close()
 			}
 			return nil
-		case isResourceShortage(err):
+		case IsResourceShortage(err):
 			d.log.Warn("vsock device: accept QEMU", "error", err)
 			sleep(ctx, 100*time.Millisecond)
 			continue
@@ -181,9 +181,9 @@ func dupFd(conn *net.UnixConn) (int, error) {
 	return fd, os.NewSyscallError("fcntl", dupErr)
 }
 
-// isResourceShortage says whether accept(2) failed for want of something that may
+// IsResourceShortage says whether accept(2) failed for want of something that may
 // come back, rather than for good.
-func isResourceShortage(err error) bool {
+func IsResourceShortage(err error) bool {
 	return errors.Is(err, unix.EMFILE) || errors.Is(err, unix.ENFILE) || errors.Is(err, unix.ENOMEM) ||
 		errors.Is(err, unix.ENOBUFS) || errors.Is(err, unix.ECONNABORTED)
 }

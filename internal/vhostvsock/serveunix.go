@@ -52,7 +52,7 @@ func ServeUnix(ctx context.Context, path string, dial func(ctx context.Context, 
 				_ = client.Close()
 			}
 			return nil
-		case isResourceShortage(err):
+		case IsResourceShortage(err):
 			sleep(ctx, 50*time.Millisecond)
 			continue
 		case err != nil:
