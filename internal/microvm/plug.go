@@ -40,7 +40,7 @@ func (in *Instance) Plug(ctx context.Context, files []*os.File) (p *Plugged, err
 	p = &Plugged{in: in, qmp: qmp}
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, p.Unplug(context.WithoutCancel(ctx)))
+			err = errors.Join(err, p.Unplug(context.WithoutCancel(ctx))) // takes its time, but not for ever
 			p = nil
 		}
 	}()
@@ -157,9 +157,16 @@ func (p *Plugged) Release() error {
 	return qmp.Close()
 }
 
+// unplugTimeout is how long the guest may take to let go of disks. Tests shorten
+// it.
+var unplugTimeout = 20 * time.Second
+
 // Unplug takes the disks out, which the guest must not use any more, and waits
-// until the guest has let go of them.
+// until the guest has let go of them, but not for ever: one that does not answer
+// must keep neither its caller nor, with QEMU's monitor, all others.
 func (p *Plugged) Unplug(ctx context.Context) (err error) {
+	ctx, cancel := context.WithTimeout(ctx, unplugTimeout)
+	defer cancel()
 	if err := p.Release(); err != nil {
 		return err
 	}
