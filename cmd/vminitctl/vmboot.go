@@ -152,7 +152,7 @@ func startSupervisor(ctx context.Context, c microvm.Config) (microvm.Meta, error
 	}
 	if !stop() {
 		_ = cmd.Wait()
-		return microvm.Meta{}, context.Cause(ctx)
+		return microvm.Meta{}, withReport(context.Cause(ctx), r)
 	}
 	if err == nil && r.Meta != nil {
 		return *r.Meta, cmd.Process.Release()
@@ -163,4 +163,13 @@ func startSupervisor(ctx context.Context, c microvm.Config) (microvm.Meta, error
 		err = errors.New(r.Error)
 	}
 	return microvm.Meta{}, err
+}
+
+// withReport adds to why a boot was ended what its supervisor says about it: that
+// holds the end of the guest's console.
+func withReport(cause error, r report) error {
+	if r.Error == "" {
+		return cause
+	}
+	return fmt.Errorf("%w: %s", cause, r.Error)
 }
