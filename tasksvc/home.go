@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"path/filepath"
-	"strconv"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -34,7 +33,7 @@ func (c *container) homeOf(ctx context.Context, p *nsexec.Process, uid uint32) (
 	}
 	data, err := []byte(nil), error(unix.EXDEV)
 	if c.onRootFS(root) {
-		data, err = readInside(root, "etc/passwd", maxPasswd, unix.RESOLVE_NO_XDEV)
+		data, err = sys.ReadInside(root, "etc/passwd", maxPasswd, unix.RESOLVE_NO_XDEV)
 	}
 	if err == unix.EXDEV {
 		data, err = c.readMounted(ctx, root, "etc/passwd", maxPasswd)
@@ -69,7 +68,7 @@ func (c *container) onRootFS(dir int) bool {
 	return err1 == nil && err2 == nil && is.Dev_major == given.Dev_major && is.Dev_minor == given.Dev_minor
 }
 
-// readMounted is readInside for a file that is not on the root file system but
+// readMounted is sys.ReadInside for a file that is not on the root file system but
 // on something mounted, which may be the container's own (FUSE) and never
 // answer. It takes root over.
 func (c *container) readMounted(ctx context.Context, root int, path string, limit int64) ([]byte, error) {
@@ -86,7 +85,7 @@ func (c *container) readMounted(ctx context.Context, root int, path string, limi
 	go func() { // ends at the latest when the container, and its file systems, do
 		defer c.reads.Add(-1)
 		defer unix.Close(root)
-		data, err := readInside(root, path, limit, 0)
+		data, err := sys.ReadInside(root, path, limit, 0)
 		got <- answer{data, err}
 	}()
 	ctx, cancel := context.WithTimeout(ctx, mountedTimeout)
@@ -97,45 +96,4 @@ func (c *container) readMounted(ctx context.Context, root int, path string, limi
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	}
-}
-
-// readInside reads a regular file below the directory root, no larger than
-// limit. What the path leads to is looked at before it is opened: to open a
-// device or a fifo could do things or wait. resolve is for openat2(2).
-func readInside(root int, path string, limit int64, resolve uint64) ([]byte, error) {
-	fd, err := unix.Openat2(root, path, &unix.OpenHow{
-		Flags: unix.O_PATH | unix.O_CLOEXEC, Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS | resolve,
-	})
-	if err != nil {
-		return nil, err
-	}
-	defer unix.Close(fd)
-	var st unix.Stat_t
-	switch err := unix.Fstat(fd, &st); {
-	case err != nil:
-		return nil, err
-	case st.Mode&unix.S_IFMT != unix.S_IFREG:
-		return nil, sys.Invalidf("it is not a regular file")
-	case st.Size > limit:
-		return nil, sys.Invalidf("it is %d bytes long, more than the %d allowed", st.Size, limit)
-	}
-	file, err := unix.Open("/proc/self/fd/"+strconv.Itoa(fd), unix.O_RDONLY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return nil, err
-	}
-	defer unix.Close(file)
-	data := make([]byte, st.Size)
-	for n := 0; n < len(data); {
-		m, err := unix.Read(file, data[n:])
-		switch {
-		case err == unix.EINTR:
-		case err != nil:
-			return nil, err
-		case m == 0: // it shrank meanwhile
-			return data[:n], nil
-		default:
-			n += m
-		}
-	}
-	return data, nil
 }

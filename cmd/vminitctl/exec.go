@@ -174,7 +174,7 @@ func (o *execOptions) spec(ctx context.Context, guest *guest, id string) (*specs
 	}
 	var users *userFiles
 	if guest.local && o.process.user != "" {
-		users, _ = readUserFiles(c.Rootfs) // numbers do without
+		users = readUserFiles(c.Rootfs)
 	}
 	if err := o.process.apply(p, users); err != nil {
 		return nil, err

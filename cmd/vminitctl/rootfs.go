@@ -17,7 +17,7 @@ import (
 type image struct {
 	file   *os.File // read-only; gone from its directory if it was made here
 	fsType string
-	users  *userFiles // nil if nobody can tell
+	dir    string // that it was made of; "" if others made it
 	mode   os.FileMode
 }
 
@@ -42,15 +42,11 @@ func openImage(ctx context.Context, path string, p *progress) (*image, error) {
 	if err != nil {
 		return nil, err
 	}
-	users, err := readUserFiles(path)
-	if err != nil {
-		return nil, fmt.Errorf("root file system %s: %w", path, err)
-	}
 	f, err := buildImage(ctx, path, p)
 	if err != nil {
 		return nil, err
 	}
-	return &image{file: f, fsType: rootimage.EROFS, users: users, mode: fi.Mode().Perm()}, nil
+	return &image{file: f, fsType: rootimage.EROFS, dir: path, mode: fi.Mode().Perm()}, nil
 }
 
 // buildImage makes an EROFS image of a directory and takes its name away.

@@ -4,14 +4,14 @@ import (
 	"bufio"
 	"bytes"
 	"errors"
-	"io"
-	"io/fs"
+	"fmt"
 	"os"
 	"slices"
 	"strconv"
 	"strings"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 
 	"vminit/internal/sys"
 )
@@ -23,77 +23,97 @@ const maxUserFile = 1 << 20
 // not to be trusted. The zero value, and nil, know nobody.
 type userFiles struct {
 	passwd, group []byte
+	// Why a file could not be read. It matters to who looks a name up only: numbers
+	// need no file.
+	passwdErr, groupErr error
 }
 
-// readUserFiles reads the files below dir without leaving dir. Missing ones are
-// empty.
-func readUserFiles(dir string) (*userFiles, error) {
-	root, err := os.OpenRoot(dir)
-	if err != nil {
-		return nil, err
-	}
-	defer root.Close()
+// readUserFiles reads the files below dir as the container will see them: links
+// are resolved with dir for root, in images of Nix they are absolute. Missing
+// files are empty.
+func readUserFiles(dir string) *userFiles {
 	u := new(userFiles)
-	if u.passwd, err = readBounded(root, "etc/passwd"); err != nil {
-		return nil, err
-	}
-	if u.group, err = readBounded(root, "etc/group"); err != nil {
-		return nil, err
-	}
-	return u, nil
+	u.passwd, u.passwdErr = readBounded(dir, "etc/passwd")
+	u.group, u.groupErr = readBounded(dir, "etc/group")
+	return u
 }
 
-func readBounded(root *os.Root, name string) ([]byte, error) {
-	fi, err := root.Stat(name)
-	if errors.Is(err, fs.ErrNotExist) {
+func readBounded(dir, name string) ([]byte, error) {
+	root, err := unix.Open(dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, &os.PathError{Op: "open", Path: dir, Err: err}
+	}
+	defer unix.Close(root)
+	b, err := sys.ReadInside(root, name, maxUserFile, 0)
+	switch err {
+	case nil:
+		return b, nil
+	case unix.ENOENT, unix.ENOTDIR:
 		return nil, nil
 	}
-	if err != nil {
-		return nil, err
-	}
-	if !fi.Mode().IsRegular() || fi.Size() > maxUserFile {
-		return nil, sys.Invalidf("%s/%s is not a regular file of at most %d bytes", root.Name(), name, maxUserFile)
-	}
-	f, err := root.Open(name)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	return io.ReadAll(io.LimitReader(f, maxUserFile))
+	return nil, fmt.Errorf("read the container's /%s: %w (a number needs no file)", name, err)
 }
 
 // lookup understands USER[:GROUP], each a number or a name. Without a group it
 // is the user's own, with the groups that list the user; so it is in docker.
-func (u *userFiles) lookup(s string) (user specs.User, home string, err error) {
+func (u *userFiles) lookup(s string) (specs.User, string, error) {
 	if u == nil {
 		u = new(userFiles)
 	}
-	name, group, hasGroup := strings.Cut(s, ":")
-	entry := find(u.passwd, 7, func(f []string) bool { return f[0] == name || f[2] == name })
-	if entry != nil {
-		name, home = entry[0], entry[5]
-		if user.UID, err = parseID(entry[2]); err == nil {
-			user.GID, err = parseID(entry[3])
-		}
-	} else if user.UID, err = parseID(name); err != nil && len(u.passwd) == 0 {
-		err = sys.Invalidf("names can only be looked up in a --rootfs that is a directory; give a number")
-	} else if err != nil {
-		err = sys.Mark(sys.ErrNotFound, errors.New("no such user in the container's /etc/passwd"))
+	who, group, hasGroup := strings.Cut(s, ":")
+	user, name, home, err := u.user(who)
+	switch _, notNumber := parseID(who); {
+	case err != nil:
+	case hasGroup:
+		user.GID, err = u.groupID(group)
+	case notNumber != nil && u.groupErr != nil:
+		err = u.groupErr // who names a user gets all of the user's groups
+	default:
+		user.AdditionalGids = u.groupsOf(name, user.GID)
 	}
 	if err != nil {
 		return specs.User{}, "", err
 	}
-	if !hasGroup {
-		user.AdditionalGids = u.groupsOf(name, user.GID)
-		return user, home, nil
+	return user, home, nil
+}
+
+// user finds a user by name or number: ids, name and home directory. A number
+// need not be in the file.
+func (u *userFiles) user(who string) (user specs.User, name, home string, err error) {
+	entry := find(u.passwd, 7, func(f []string) bool { return f[0] == who || f[2] == who })
+	if entry != nil {
+		if user.UID, err = parseID(entry[2]); err == nil {
+			user.GID, err = parseID(entry[3])
+		}
+		return user, entry[0], entry[5], err
 	}
+	user.UID, err = parseID(who)
+	switch {
+	case err == nil:
+	case u.passwdErr != nil:
+		err = u.passwdErr
+	case len(u.passwd) == 0:
+		err = sys.Invalidf("names can only be looked up in a --rootfs that is a directory with an /etc/passwd; give a number")
+	default:
+		err = sys.Mark(sys.ErrNotFound, errors.New("no such user in the container's /etc/passwd"))
+	}
+	return user, who, "", err
+}
+
+// groupID finds a group by name or number.
+func (u *userFiles) groupID(group string) (uint32, error) {
 	if g := find(u.group, 3, func(f []string) bool { return f[0] == group }); g != nil {
 		group = g[2]
 	}
-	if user.GID, err = parseID(group); err != nil {
-		return specs.User{}, "", sys.Mark(sys.ErrNotFound, errors.New("no such group in the container's /etc/group"))
+	gid, err := parseID(group)
+	switch {
+	case err == nil:
+	case u.groupErr != nil:
+		err = u.groupErr
+	default:
+		err = sys.Mark(sys.ErrNotFound, errors.New("no such group in the container's /etc/group"))
 	}
-	return user, home, nil
+	return gid, err
 }
 
 // groupsOf returns the groups beside the primary one that list a user.

@@ -101,7 +101,11 @@ func (w *workplace) openRoot(ctx context.Context) (err error) {
 	if w.root, err = openImage(ctx, w.rootfs, c.progress); err != nil {
 		return err
 	}
-	return w.options.process.apply(c.spec.Process, w.root.users)
+	var users *userFiles
+	if w.options.process.user != "" && w.root.dir != "" {
+		users = readUserFiles(w.root.dir)
+	}
+	return w.options.process.apply(c.spec.Process, users)
 }
 
 // openShares makes images of what is shared, unless 9p can carry it.
