@@ -128,6 +128,9 @@ func TestBoot(t *testing.T) {
 	defer f.Close()
 	require.NoError(t, os.Remove(unlinked))
 	c.Disks = []Disk{{Path: disk, Serial: "data"}, {File: f, ReadOnly: true}}
+	if loop := loopDevice(t, f); loop != nil {
+		c.Disks = append(c.Disks, Disk{File: loop, ReadOnly: true}, Disk{Path: loop.Name(), ReadOnly: true})
+	}
 	c.Shares = []Share{{Dir: t.TempDir(), Tag: "share0", ReadOnly: true}}
 	c.HotplugSlots = 1
 	vm, err := Boot(ctx, c)
@@ -172,6 +175,34 @@ func TestBoot(t *testing.T) {
 	t.Logf("shutdown took %v", time.Since(began))
 	_, err = Find(c.StateRoot, c.Name)
 	require.ErrorIs(t, err, sys.ErrNotFound)
+}
+
+// loopDevice makes a read-only block device of a file, which is gone once it and
+// all who use it have closed it; nil for who may not.
+func loopDevice(t *testing.T, backing *os.File) *os.File {
+	t.Helper()
+	if os.Getuid() != 0 {
+		return nil
+	}
+	control, err := os.OpenFile("/dev/loop-control", os.O_RDWR, 0)
+	require.NoError(t, err)
+	defer control.Close()
+	config := &unix.LoopConfig{
+		Fd: uint32(backing.Fd()), Info: unix.LoopInfo64{Flags: unix.LO_FLAGS_AUTOCLEAR | unix.LO_FLAGS_READ_ONLY},
+	}
+	for range 10 { // somebody else may take the one that was free
+		n, err := unix.IoctlRetInt(int(control.Fd()), unix.LOOP_CTL_GET_FREE)
+		require.NoError(t, err)
+		loop, err := os.Open(fmt.Sprintf("/dev/loop%d", n))
+		require.NoError(t, err)
+		t.Cleanup(func() { loop.Close() })
+		if err = unix.IoctlLoopConfigure(int(loop.Fd()), config); err == nil {
+			return loop
+		}
+		require.ErrorIs(t, err, unix.EBUSY)
+	}
+	t.Fatal("no loop device stays free")
+	return nil
 }
 
 func TestBootKernelPanic(t *testing.T) {

@@ -10,16 +10,22 @@ import (
 // wiring is how one machine is connected to its owner.
 type wiring struct {
 	arch      arch
-	consoleFD int    // socket that carries the console
-	qmpFD     int    // socket that carries the owner's QMP
-	qmpPath   string // QMP socket for other processes
-	diskFD    []int  // by disk; -1 for those with a path
+	consoleFD int         // socket that carries the console
+	qmpFD     int         // socket that carries the owner's QMP
+	qmpPath   string      // QMP socket for other processes
+	disks     []wiredDisk // in the order of Config.Disks
 
 	tscKHz uint64 // what the guest cannot measure itself; 0 if it can
 
 	vsockPath string // socket of our own vsock device, or
 	vhostFD   int    // an open /dev/vhost-vsock
 	cid       uint32
+}
+
+// wiredDisk is how QEMU gets at a disk's image.
+type wiredDisk struct {
+	fd     int    // -1 for one with a path
+	driver string // QEMU's for what the image is in
 }
 
 // commandLine returns QEMU's arguments for a complete Config.
@@ -59,7 +65,7 @@ func commandLine(c Config, w wiring) []string {
 			fmt.Sprintf("%s,guest-cid=%d,vhostfd=%d", device(c, "vhost-vsock", modern), w.cid, w.vhostFD))
 	}
 	for i, d := range c.Disks {
-		args = append(args, diskArgs(c, i, d, w.diskFD[i])...)
+		args = append(args, diskArgs(c, i, d, w.disks[i])...)
 	}
 	for i, s := range c.Shares {
 		args = append(args, shareArgs(c, i, s)...)
@@ -130,11 +136,11 @@ func kernelCommandLine(c Config, w wiring) string {
 // diskArgs puts an image on virtio-blk. It goes through a set of descriptors if
 // it was handed over as one: QEMU opens /dev/fdset/N by looking for a
 // descriptor of the right access mode in set N.
-func diskArgs(c Config, i int, d Disk, fd int) []string {
+func diskArgs(c Config, i int, d Disk, w wiredDisk) []string {
 	var args []string
 	path := d.Path
-	if fd >= 0 {
-		args = append(args, "-add-fd", fmt.Sprintf("fd=%d,set=%d", fd, i))
+	if w.fd >= 0 {
+		args = append(args, "-add-fd", fmt.Sprintf("fd=%d,set=%d", w.fd, i))
 		path = fmt.Sprintf("/dev/fdset/%d", i)
 	}
 	node := "disk" + strconv.Itoa(i)
@@ -142,12 +148,12 @@ func diskArgs(c Config, i int, d Disk, fd int) []string {
 	if d.Serial != "" {
 		dev += ",serial=" + escape(d.Serial)
 	}
-	return append(args, "-blockdev", blockdev(node, path, d.ReadOnly), "-device", dev)
+	return append(args, "-blockdev", blockdev(node, w.driver, path, d.ReadOnly), "-device", dev)
 }
 
 // blockdev describes a raw image as JSON, which needs no escaping of commas.
-func blockdev(node, path string, readOnly bool) string {
-	b, _ := json.Marshal(newBlockNode(node, path, readOnly)) // strings and booleans always encode
+func blockdev(node, driver, path string, readOnly bool) string {
+	b, _ := json.Marshal(newBlockNode(node, driver, path, readOnly)) // strings and booleans always encode
 	return string(b)
 }
 
@@ -167,12 +173,12 @@ type blockFile struct {
 }
 
 // newBlockNode locks images that are written to, so that no two machines do.
-func newBlockNode(node, path string, readOnly bool) blockNode {
+func newBlockNode(node, driver, path string, readOnly bool) blockNode {
 	locking := "auto"
 	if readOnly {
 		locking = "off"
 	}
-	return blockNode{"raw", node, readOnly, blockFile{"file", path, readOnly, locking}}
+	return blockNode{"raw", node, readOnly, blockFile{driver, path, readOnly, locking}}
 }
 
 func shareArgs(c Config, i int, s Share) []string {

@@ -2,10 +2,12 @@ package microvm
 
 import (
 	"flag"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"testing/fstest"
 
 	"github.com/stretchr/testify/require"
 )
@@ -40,11 +42,12 @@ func TestCommandLine(t *testing.T) {
 	large.Disks = []Disk{
 		{File: os.Stdin, ReadOnly: true, Serial: "root"},
 		{Path: "/data/with,comma \"and quote\".ext4"},
+		{Path: "/dev/vg/data"},
 	}
 	large.Shares = []Share{{Dir: "/src,v", Tag: "share0"}, {Dir: "/doc", Tag: "share1", ReadOnly: true}}
 	kernel := wiring{
 		arch: arches["amd64"], consoleFD: 3, qmpFD: 4, qmpPath: "/run/a,b/qmp.sock",
-		vhostFD: 6, cid: 70000, diskFD: []int{5, -1},
+		vhostFD: 6, cid: 70000, disks: []wiredDisk{{5, "file"}, {-1, "file"}, {-1, "host_device"}},
 	}
 	mmio := large
 	mmio.Machine, mmio.HotplugSlots, mmio.MaxCPUs, mmio.MaxMemoryMiB, mmio.Accel.Name = MachineMMIO, 0, 0, 0, TCG
@@ -69,5 +72,14 @@ func TestCommandLine(t *testing.T) {
 			}
 			golden(t, "commandline-"+tt.name, text.String()+"\n")
 		})
+	}
+}
+
+func TestImageDriver(t *testing.T) {
+	images := fstest.MapFS{
+		"file": {}, "block": {Mode: fs.ModeDevice | 0o600}, "char": {Mode: fs.ModeDevice | fs.ModeCharDevice | 0o600},
+	}
+	for name, want := range map[string]string{"file": "file", "block": "host_device", "char": "file", "none": "file"} {
+		require.Equal(t, want, imageDriver(images.Stat(name)), name)
 	}
 }

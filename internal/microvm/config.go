@@ -60,9 +60,9 @@ type Config struct {
 	Logger *slog.Logger `json:"-"`
 }
 
-// Disk is a raw disk image on virtio-blk. File, if set, is handed to QEMU and
-// may have been unlinked; it stays the caller's and must be open for writing
-// unless ReadOnly. Otherwise QEMU opens Path.
+// Disk is a raw disk image, or a block device, on virtio-blk. File, if set, is
+// handed to QEMU and may have been unlinked; it stays the caller's and must be
+// open for writing unless ReadOnly. Otherwise QEMU opens Path.
 type Disk struct {
 	File     *os.File `json:"-"`
 	Path     string

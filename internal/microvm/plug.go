@@ -97,7 +97,7 @@ func (p *Plugged) plug(ctx context.Context, slot int, f *os.File) error {
 		return err
 	}
 	name := plugName(slot)
-	if err := p.qmp.Execute(ctx, "blockdev-add", newBlockNode(name, fmt.Sprintf("/dev/fdset/%d", set), true), nil); err != nil {
+	if err := p.qmp.Execute(ctx, "blockdev-add", newBlockNode(name, imageDriver(f.Stat()), fmt.Sprintf("/dev/fdset/%d", set), true), nil); err != nil {
 		return err
 	}
 	p.disks = append(p.disks, slot) // from here on there is something to take back

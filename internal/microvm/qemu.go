@@ -65,11 +65,13 @@ func startEmulator(c Config, w wiring, logPath string, vhost *os.File) (*emulato
 		return nil, err
 	}
 	for _, d := range c.Disks {
-		fd := -1
+		wired := wiredDisk{fd: -1}
 		if d.File != nil {
-			fd = inherit(d.File)
+			wired = wiredDisk{inherit(d.File), imageDriver(d.File.Stat())}
+		} else {
+			wired.driver = imageDriver(os.Stat(d.Path))
 		}
-		w.diskFD = append(w.diskFD, fd)
+		w.disks = append(w.disks, wired)
 	}
 	if vhost != nil {
 		w.vhostFD = inherit(vhost)
@@ -101,6 +103,16 @@ func startEmulator(c Config, w wiring, logPath string, vhost *os.File) (*emulato
 	}
 	e.process, e.started = cmd.Process, time.Now()
 	return e, nil
+}
+
+// imageDriver is QEMU's driver for an image, by what its stat says: the one for
+// files refuses devices, and the other way round. What is wrong with an image
+// that cannot be looked at QEMU says itself.
+func imageDriver(fi os.FileInfo, err error) string {
+	if err == nil && fi.Mode().Type() == os.ModeDevice {
+		return "host_device"
+	}
+	return "file"
 }
 
 // kill ends QEMU without asking the guest. It does not wait.
