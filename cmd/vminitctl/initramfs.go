@@ -71,10 +71,12 @@ The same inputs give the same bytes. No privileges are needed.`,
 }
 
 // imageFor is the image's config for a release, or for the kernel that is
-// named, or for the one that would be booted.
+// named, or for the one that would be booted. An image may be of a kernel that has
+// no modules, a release is nothing but where they are.
 func (o guestOptions) imageFor(release string) (c initramfs.Config, err error) {
 	switch {
 	case release != "":
+		err = initramfs.CheckRelease(release)
 	case o.kernel != "":
 		release, err = initramfs.KernelRelease(o.kernel)
 	default:

@@ -48,6 +48,26 @@ func HasModules(release string) bool {
 	return err == nil
 }
 
+// CheckRelease tells whether a release that somebody names is one of a kernel
+// installed here: with modules, or at least a list of those it has built in. That
+// a kernel needs no modules is only taken for granted where there is its image;
+// a name alone may be misspelt.
+func CheckRelease(release string) error { return checkRelease(DefaultModulesDir, release) }
+
+func checkRelease(dir, release string) error {
+	if err := checkReleaseName(release); err != nil {
+		return err
+	}
+	for _, name := range []string{"modules.dep", "modules.builtin"} {
+		if _, err := os.Stat(filepath.Join(dir, release, name)); err == nil {
+			return nil
+		}
+	}
+	return sys.Mark(sys.ErrNotFound, fmt.Errorf(
+		"kernel %s has neither modules nor a list of built-in ones in %s: install its modules, or, if it has everything built in, name its image with --kernel instead",
+		release, filepath.Join(dir, release)))
+}
+
 // KernelRelease reads a bzImage's release from its header (the kernel's
 // Documentation/x86/boot.rst: kernel_version at 0x20e). For any other image it
 // is the part of the name after "vmlinu?-", or nothing.

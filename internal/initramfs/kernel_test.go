@@ -125,3 +125,17 @@ func TestKernelEnv(t *testing.T) {
 		require.Equal(t, release, Usual("/x", release).KernelRelease)
 	}
 }
+
+func TestCheckRelease(t *testing.T) {
+	require.NoError(t, checkRelease(capturedDir, capturedRelease))
+	require.ErrorIs(t, checkRelease(capturedDir, "6.1.0-nope"), sys.ErrNotFound)
+	for _, release := range []string{"", ".", "..", "a/b"} {
+		require.Error(t, checkRelease(capturedDir, release), release)
+	}
+	dir := t.TempDir()
+	all := filepath.Join(dir, "6.1.0-builtin")
+	require.NoError(t, os.Mkdir(all, 0o755))
+	require.ErrorIs(t, checkRelease(dir, "6.1.0-builtin"), sys.ErrNotFound)
+	require.NoError(t, os.WriteFile(filepath.Join(all, "modules.builtin"), []byte("kernel/fs/ext4/ext4.ko\n"), 0o644))
+	require.NoError(t, checkRelease(dir, "6.1.0-builtin"))
+}

@@ -58,8 +58,8 @@ func ResolveModules(dir, release string, names []string) ([]string, error) {
 
 // resolve is ResolveModules by name, with what each needs.
 func resolve(dir, release string, names []string) (*resolver, error) {
-	if release == "" || !filepath.IsLocal(release) || strings.ContainsRune(release, '/') {
-		return nil, sys.Invalidf("kernel release %q: not a release name", release)
+	if err := checkReleaseName(release); err != nil {
+		return nil, err
 	}
 	idx, err := readIndex(filepath.Join(dir, release))
 	if err != nil {
@@ -85,6 +85,14 @@ func resolve(dir, release string, names []string) (*resolver, error) {
 			release, strings.Join(unknown, ", "), filepath.Join(dir, release)))
 	}
 	return r, nil
+}
+
+// checkReleaseName refuses what leads out of the directory of all modules.
+func checkReleaseName(release string) error {
+	if release == "" || !filepath.IsLocal(release) || strings.ContainsRune(release, '/') {
+		return sys.Invalidf("kernel release %q: not a release name", release)
+	}
+	return nil
 }
 
 // resolver walks dependencies depth first.
