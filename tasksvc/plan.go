@@ -1,6 +1,78 @@
 package tasksvc
 
-import "vminit/nsexec/seccomp"
+import (
+	"vminit/nsexec"
+	"vminit/nsexec/seccomp"
+	"vminit/rootfs"
+)
+
+// plan is a compiled launch and what has to be done for it while it runs.
+type plan struct {
+	program  *nsexec.Program
+	clone    uint64 // namespaces the child is born with, CLONE_NEW* flags
+	stdio    nsexec.Stdio
+	network  nsexec.Reg            // input for a network namespace that is ready; 0 if clone3 makes one
+	tty      nsexec.Reg            // the pty's master at the last gate, if terminal
+	terminal bool                  //
+	files    map[nsexec.Reg]uint64 // inputs that are namespace files, by clone flag
+	procs    nsexec.Reg            // input for cgroup.procs: the child is born outside its cgroup
+	gates    map[nsexec.GateID]attend
+	last     nsexec.GateID   // the gate before the user's program
+	gated    bool            // there is one
+	behind   attend          // what is to be done at one more gate behind it; nil: there is none
+	home     bool            // HOME is to be looked up at the last gate
+	outside  *outside        // what the parent sets at the last gate
+	late     *nsexec.Rebirth // of an exec that is born late, see tracers
+	traced   bool            // made for a container whose processes may trace
+	warnings []string
+}
+
+// outside are the settings of a process that its parent makes: those that in a
+// user namespace only it may make, and its place in resctrl.
+type outside struct {
+	limits   nsexec.Limits
+	oomScore *int
+	tasks    []string // files the pid is written to
+}
+
+// attend is what the parent does for a child that waits at a gate.
+type attend = rootfs.Attend
+
+const (
+	gateUser     = "user namespace"
+	gateTime     = "time offsets"
+	gateNetwork  = "network devices"
+	gateHooks    = "hooks"
+	gateListener = "seccomp listener"
+	gateTerminal = "terminal"
+	gateLimits   = "limits"
+	gateBorn     = "born"
+	gateStart    = "start"
+)
+
+// gate appends a gate and what the parent is to do there.
+func (pl *plan) gate(name string, do attend) {
+	if pl.gates == nil {
+		pl.gates = map[nsexec.GateID]attend{}
+	}
+	pl.gates[pl.program.Gate(name)] = do
+}
+
+func (pl *plan) fromOutside() *outside {
+	if pl.outside == nil {
+		pl.outside = &outside{}
+	}
+	return pl.outside
+}
+
+// checked returns the plan, or the error it was built with and no memory held.
+func (pl *plan) checked() (*plan, error) {
+	if err := pl.program.Err(); err != nil {
+		pl.program.Close()
+		return nil, err
+	}
+	return pl, nil
+}
 
 // Plan compiles the bundle's config as Create would and returns the syscalls a
 // container would be made of, printed like strace. It needs no privileges and

@@ -16,11 +16,11 @@ import (
 type accepter struct {
 	requests chan *forwardapi.ConnectRequest
 	done     chan struct{} // closed when it has ended
-	silent   bool          // has left a question open; guarded by Forwards.mu
+	silent   bool          // has left a question open; guarded by SocketForward.mu
 }
 
 // connect has the host open a stream for a connection and claims it.
-func (f *Forwards) connect(fw *forward) (vsockstream.Conn, error) {
+func (f *SocketForward) connect(fw *forward) (vsockstream.Conn, error) {
 	ctx, cancel := context.WithTimeout(f.ctx, f.timeout)
 	defer cancel()
 	tried := map[*accepter]bool{}
@@ -50,7 +50,7 @@ func (f *Forwards) connect(fw *forward) (vsockstream.Conn, error) {
 // nextAccepter returns an Accept that has not been tried, the one that knows
 // the forward first; if there is none at all it waits. nil means that all have
 // been tried, or that ctx has ended.
-func (f *Forwards) nextAccepter(ctx context.Context, fw *forward, tried map[*accepter]bool) *accepter {
+func (f *SocketForward) nextAccepter(ctx context.Context, fw *forward, tried map[*accepter]bool) *accepter {
 	for {
 		f.mu.Lock()
 		a := fw.last
@@ -80,7 +80,7 @@ var errAcceptEnded = errors.New("the host's Accept has ended")
 
 // ask offers a connection to an Accept. why is the host's reason for not
 // taking it.
-func (f *Forwards) ask(ctx context.Context, a *accepter, forwardID, streamID string) (why string, err error) {
+func (f *SocketForward) ask(ctx context.Context, a *accepter, forwardID, streamID string) (why string, err error) {
 	ctx, cancel := context.WithTimeout(ctx, f.timeout/3)
 	defer cancel()
 	defer func() {
@@ -116,7 +116,7 @@ func (f *Forwards) ask(ctx context.Context, a *accepter, forwardID, streamID str
 
 // newStreamID returns a stream id that hosts do not choose themselves: with
 // numbers as ids it is one of the upper half.
-func (f *Forwards) newStreamID() string {
+func (f *SocketForward) newStreamID() string {
 	n := rand.Uint64() // of crypto/rand half a megabyte would come along
 	if f.framing == vsockstream.FramingString {
 		return fmt.Sprintf("socketfwd-%016x", n)
@@ -125,7 +125,7 @@ func (f *Forwards) newStreamID() string {
 }
 
 // Accept implements SocketForward.Accept.
-func (f *Forwards) Accept(ctx context.Context, stream forwardapi.TTRPCSocketForward_AcceptServer) error {
+func (f *SocketForward) Accept(ctx context.Context, stream forwardapi.TTRPCSocketForward_AcceptServer) error {
 	return guardStream(f.log, "SocketForward.Accept", func() error {
 		a := &accepter{requests: make(chan *forwardapi.ConnectRequest), done: make(chan struct{})}
 		f.setAccepter(a, true)
@@ -151,7 +151,7 @@ func (f *Forwards) Accept(ctx context.Context, stream forwardapi.TTRPCSocketForw
 	})
 }
 
-func (f *Forwards) setAccepter(a *accepter, there bool) {
+func (f *SocketForward) setAccepter(a *accepter, there bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if there {
@@ -166,7 +166,7 @@ func (f *Forwards) setAccepter(a *accepter, there bool) {
 
 // takeAnswers takes the host's answers until it sends no more. An answer to
 // nothing that is asked, such as one that comes too late, is ignored.
-func (f *Forwards) takeAnswers(stream forwardapi.TTRPCSocketForward_AcceptServer) error {
+func (f *SocketForward) takeAnswers(stream forwardapi.TTRPCSocketForward_AcceptServer) error {
 	for {
 		r, err := stream.Recv()
 		if errors.Is(err, io.EOF) {

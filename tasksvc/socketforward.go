@@ -30,7 +30,7 @@ const (
 	forwardDeadline = 30 * time.Second
 )
 
-// Forwards is the SocketForward service: unix sockets in the guest whose
+// SocketForward is the service of that name: unix sockets in the guest whose
 // connections are carried to the host, each by a stream of its own. It owns the
 // sockets and the connections. Safe for concurrent use.
 //
@@ -39,7 +39,7 @@ const (
 // that took the last connection to that socket, until one takes it. ttrpc does
 // not tell when a host has given an Accept up, so one that does not answer is
 // passed over, too, and from then on asked last.
-type Forwards struct {
+type SocketForward struct {
 	hub     *vsockstream.Hub
 	framing vsockstream.Framing
 	log     *slog.Logger
@@ -62,22 +62,24 @@ type Forwards struct {
 type forward struct {
 	id, path string
 	listener net.Listener
-	last     *accepter // took the last connection; guarded by Forwards.mu
+	last     *accepter // took the last connection; guarded by SocketForward.mu
 }
 
-// NewForwards returns the service without sockets. hub is where the host opens
+// NewSocketForward returns the service without sockets. hub is where the host opens
 // the streams, whose ids have the form that framing carries.
-func NewForwards(hub *vsockstream.Hub, framing vsockstream.Framing, log *slog.Logger) *Forwards {
+func NewSocketForward(hub *vsockstream.Hub, framing vsockstream.Framing, log *slog.Logger) *SocketForward {
 	ctx, cancel := context.WithCancel(context.Background())
-	return &Forwards{hub: hub, framing: framing, log: log, timeout: forwardDeadline, ctx: ctx, cancel: cancel, forwards: map[string]*forward{},
+	return &SocketForward{hub: hub, framing: framing, log: log, timeout: forwardDeadline, ctx: ctx, cancel: cancel, forwards: map[string]*forward{},
 		accepters: map[*accepter]struct{}{}, changed: make(chan struct{}), pending: map[string]chan string{}}
 }
 
 // Register adds the service to srv.
-func (f *Forwards) Register(srv *ttrpc.Server) { forwardapi.RegisterTTRPCSocketForwardService(srv, f) }
+func (f *SocketForward) Register(srv *ttrpc.Server) {
+	forwardapi.RegisterTTRPCSocketForwardService(srv, f)
+}
 
 // Close ends all Accepts and connections and removes the sockets.
-func (f *Forwards) Close() {
+func (f *SocketForward) Close() {
 	f.mu.Lock()
 	f.closed = true
 	for _, fw := range f.forwards {
@@ -89,7 +91,7 @@ func (f *Forwards) Close() {
 }
 
 // Bind implements SocketForward.Bind.
-func (f *Forwards) Bind(_ context.Context, r *forwardapi.BindRequest) (_ *emptypb.Empty, err error) {
+func (f *SocketForward) Bind(_ context.Context, r *forwardapi.BindRequest) (_ *emptypb.Empty, err error) {
 	for _, s := range r.Sockets {
 		if err := checkForward(s); err != nil {
 			return nil, err
@@ -130,7 +132,7 @@ func checkForward(s *forwardapi.Socket) error {
 
 // bind makes one socket. It returns nil for one that is there already. The
 // caller holds mu.
-func (f *Forwards) bind(id, path string) (*forward, error) {
+func (f *SocketForward) bind(id, path string) (*forward, error) {
 	if f.closed {
 		return nil, sys.Mark(sys.ErrState, errors.New("the daemon is shutting down"))
 	}
@@ -192,7 +194,7 @@ func isStaleSocket(path string) bool {
 }
 
 // accept is the goroutine of one socket.
-func (f *Forwards) accept(fw *forward) {
+func (f *SocketForward) accept(fw *forward) {
 	for {
 		c, err := fw.listener.Accept()
 		if err != nil {
@@ -235,7 +237,7 @@ func (f *Forwards) accept(fw *forward) {
 }
 
 // carry carries one connection to the host, to its end.
-func (f *Forwards) carry(fw *forward, c *net.UnixConn) error {
+func (f *SocketForward) carry(fw *forward, c *net.UnixConn) error {
 	stream, err := f.connect(fw)
 	if err != nil {
 		return err

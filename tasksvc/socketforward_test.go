@@ -25,7 +25,7 @@ import (
 
 // forwardHost is a guest's SocketForward service and the host of it.
 type forwardHost struct {
-	*Forwards
+	*SocketForward
 	t       *testing.T
 	framing vsockstream.Framing
 	api     forwardapi.TTRPCSocketForwardClient
@@ -37,7 +37,7 @@ func newForwardHost(t *testing.T, framing vsockstream.Framing) *forwardHost {
 	dir := t.TempDir()
 	hub := vsockstream.NewHub(vsockstream.HubConfig{Framing: framing})
 	t.Cleanup(func() { hub.Close() })
-	h := &forwardHost{Forwards: NewForwards(hub, framing, discardLog()), t: t, framing: framing, streams: "unix://" + dir + "/streams", dir: dir}
+	h := &forwardHost{SocketForward: NewSocketForward(hub, framing, discardLog()), t: t, framing: framing, streams: "unix://" + dir + "/streams", dir: dir}
 	t.Cleanup(h.Close)
 	l, err := vsockstream.ListenConfig{}.Listen(h.streams)
 	require.NoError(t, err)
@@ -132,7 +132,7 @@ func (h *forwardHost) ask(id, text string) (string, error) {
 	return string(b), err
 }
 
-func TestForwards(t *testing.T) {
+func TestSocketForward(t *testing.T) {
 	for _, framing := range []vsockstream.Framing{vsockstream.FramingU32, vsockstream.FramingString} {
 		t.Run(framing.String(), func(t *testing.T) {
 			h := newForwardHost(t, framing)

@@ -34,7 +34,7 @@ type services struct {
 	tasks  *tasksvc.Service
 	events *tasksvc.Exchange
 	hub    *vsockstream.Hub
-	fwds   *tasksvc.Forwards
+	fwds   *tasksvc.SocketForward
 	guest  *tasksvc.Guest
 	cancel context.CancelFunc // ends what runs in the background
 	run    sync.WaitGroup
@@ -78,7 +78,7 @@ func serve(c serviceConfig) (*services, error) {
 		events: tasksvc.NewExchange(c.Log),
 		hub:    vsockstream.NewHub(vsockstream.HubConfig{Framing: framing, Logger: c.Log}),
 	}
-	s.fwds = tasksvc.NewForwards(s.hub, framing, c.Log)
+	s.fwds = tasksvc.NewSocketForward(s.hub, framing, c.Log)
 	mount := c.cgroupMount()
 	cgroups := sync.OnceValues(func() (*cgroup2.Tree, error) { return c.openTree(mount) })
 	if c.Options.IdleLock != "" {
