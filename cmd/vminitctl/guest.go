@@ -36,7 +36,7 @@ type guest struct {
 
 	dialStream func(context.Context) (vsockstream.Conn, error)
 
-	lock  *os.File // keeps a daemon started on demand, see local.go
+	lock  *os.File // keeps a daemon started on demand, see ondemand.go
 	local bool     // it takes our descriptors, and sees our files
 }
 

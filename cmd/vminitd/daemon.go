@@ -27,7 +27,7 @@ type daemon struct {
 	// when boot is over.
 	settled, completed chan struct{}
 
-	idleLock int                          // open while there is -idle-lock, see local.go
+	idleLock int                          // open while there is -idle-lock, see ondemand.go
 	clock    atomic.Pointer[clock.Keeper] // nil without a clock to go by
 }
 

@@ -22,11 +22,7 @@ import (
 	"vminit/vsockstream"
 )
 
-const (
-	bundleRoot  = "/run/bundles"
-	cgroupMount = "/sys/fs/cgroup"
-	cgroupTree  = "vminit" // containers live below it
-)
+const bundleRoot = "/run/bundles"
 
 // services is what runs behind the two ports.
 type services struct {
