@@ -1,7 +1,9 @@
 // Command vminitctl is what people and scripts type: it boots microVMs with
 // vminitd as PID 1 and runs containers in them.
 //
-// One file holds one verb; main.go and root.go show how they hang together.
+// A verb is in the file of its name (start, state, pause, resume and delete in
+// lifecycle.go, those of vm in vm*.go, of daemon in daemon.go); root.go lists
+// them all.
 package main
 
 import (
