@@ -77,8 +77,8 @@ func (l *Launcher) NewProgram() (*Program, error) {
 func NewProgram() (*Program, error) { return (*Launcher)(nil).NewProgram() }
 
 // NotReused has the program's memory given back to the kernel when the child
-// has loaded the user's program. Who can trace the child could have kept a view
-// of it.
+// has loaded the user's program. A process that can trace the child may still
+// have it mapped.
 func (p *Program) NotReused() { p.home = nil }
 
 // maxSpare bounds what is kept: programs are some 60 KiB.

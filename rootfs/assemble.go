@@ -90,9 +90,10 @@ func (a *assembly) mount(ctx context.Context, m Mount, target string) error {
 	return nil
 }
 
-// place has f work on a mount point in the bundle that is none of its links: the
-// bundle is as hostile as what is in it, its own path is the host's. What f is
-// given leads there whatever becomes of the path.
+// place opens a mount point below the bundle, without following links there: its
+// contents are hostile, only the bundle's own path is the host's. Then it calls f
+// with a path of the mount point that cannot be redirected, whatever becomes of
+// target: it goes through the open descriptor and is valid until f returns.
 func (a *assembly) place(target string, f func(target string) error) error {
 	return a.inBundle(target, func(bundle int, rel string) error {
 		fd, err := openat2(bundle, rel, unix.O_PATH|unix.O_DIRECTORY, unix.RESOLVE_BENEATH|unix.RESOLVE_NO_SYMLINKS)

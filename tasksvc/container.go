@@ -40,11 +40,11 @@ type container struct {
 	warnings []string
 	hooks    hookState
 
-	mu    sync.Mutex // guards all below, and the processes' fields
-	execs map[string]*process
-	exits exitCoordinator
-	ooms  uint64 // kills already published
-
+	// mu guards execs, exits, ooms, lastExec, and the processes' fields.
+	mu       sync.Mutex
+	execs    map[string]*process
+	exits    exitCoordinator
+	ooms     uint64    // kills already published
 	lastExec *execSpec // nil if there was none
 
 	reads atomic.Int32 // of files on what the container has mounted, under way

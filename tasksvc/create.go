@@ -163,7 +163,8 @@ func (s *Service) created(c *container, r *taskv3.CreateTaskRequest, pl *plan) {
 }
 
 // refillDelay is how long after a create the next network namespace is made:
-// late enough to be in nobody's way. Who creates faster than that does without.
+// long enough not to delay a create that follows at once; such creates have
+// clone3 make their namespace.
 const refillDelay = 20 * time.Millisecond
 
 // spareNetwork has the next container find a network namespace ready.

@@ -9,8 +9,8 @@ import (
 const maxHomePath = 4095
 
 // homeInPasswd finds the home directory of the first user with that id in an
-// /etc/passwd (passwd(5)), "" if there is none. Lines that are none of passwd's
-// are skipped; a home that cannot be a path is none.
+// /etc/passwd (passwd(5)), "" if there is none. Malformed lines are skipped; a
+// home that is not an absolute path counts as missing.
 func homeInPasswd(data []byte, uid uint32) string {
 	var number [10]byte
 	want := strconv.AppendUint(number[:0], uint64(uid), 10)

@@ -13,7 +13,7 @@ type plan struct {
 	stdio    nsexec.Stdio
 	network  nsexec.Reg            // input for a network namespace that is ready; 0 if clone3 makes one
 	tty      nsexec.Reg            // the pty's master at the last gate, if terminal
-	terminal bool                  //
+	terminal bool                  // the process has one
 	files    map[nsexec.Reg]uint64 // inputs that are namespace files, by clone flag
 	procs    nsexec.Reg            // input for cgroup.procs: the child is born outside its cgroup
 	gates    map[nsexec.GateID]attend

@@ -26,7 +26,7 @@ type process struct {
 	busy   string            // the operation under way, "" if none
 	child  *nsexec.Child     // init between Create and Start
 	behind attend            // what Start does at a gate behind the start gate; nil: there is none
-	early  earlyExitDetector //
+	early  earlyExitDetector // holds an exit until the start is settled
 	ran    bool              // its start was published
 	failed bool              // its start failed, its process is not reaped yet
 	exit   nsexec.ExitStatus // valid once state is Stopped

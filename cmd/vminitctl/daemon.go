@@ -114,8 +114,11 @@ func (g *globals) stopDaemon(ctx context.Context, now bool) error {
 	if r.Total > 0 && !now {
 		return sys.Mark(sys.ErrState, fmt.Errorf("it has %d containers: delete them, or use --now", r.Total))
 	}
-	_ = guest.lock.Close()                                                                                                     // it is to have its place for itself
-	if _, err := guest.task.Shutdown(ctx, &taskv3.ShutdownRequest{Now: now}); err != nil && !errors.Is(err, ttrpc.ErrClosed) { // its end may overtake its answer
+	// Let go of our shared lock: the daemon removes its directory only with an
+	// exclusive one.
+	_ = guest.lock.Close()
+	// Its end may overtake its answer.
+	if _, err := guest.task.Shutdown(ctx, &taskv3.ShutdownRequest{Now: now}); err != nil && !errors.Is(err, ttrpc.ErrClosed) {
 		return err
 	}
 	for {

@@ -83,7 +83,8 @@ func (g *globals) states(cmd *cobra.Command) ([]ociState, error) {
 	return states, nil
 }
 
-// owner is the name of the user whose the bundle is, "" if nobody's here.
+// owner is the name of the bundle's owner, #UID if that has none, "" if the
+// bundle is not on this machine.
 func owner(bundle string) string {
 	var st unix.Stat_t
 	if err := unix.Stat(bundle, &st); err != nil {
