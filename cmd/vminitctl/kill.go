@@ -3,12 +3,9 @@ package main
 import (
 	"context"
 	"fmt"
-	"strconv"
-	"strings"
 
 	taskv3 "github.com/containerd/containerd/api/runtime/task/v3"
 	"github.com/spf13/cobra"
-	"golang.org/x/sys/unix"
 
 	"vminit/internal/sys"
 )
@@ -31,7 +28,7 @@ that has stopped takes none: that is an error.`,
 			if len(args) == 2 {
 				name = args[1]
 			}
-			sig, err := parseSignal(name)
+			sig, err := sys.ParseSignal(name)
 			if err != nil {
 				return verbError(cmd, id, err)
 			}
@@ -58,42 +55,4 @@ that has stopped takes none: that is an error.`,
 	}
 	cmd.Flags().BoolVarP(&all, "all", "a", false, "signal all processes of the container")
 	return cmd
-}
-
-// Real-time signals as programs that use the C library see them, signal(7).
-const (
-	rtMin = 34
-	rtMax = 64
-)
-
-// parseSignal reads a signal's name, with or without SIG and in any case, or its
-// number.
-func parseSignal(s string) (unix.Signal, error) {
-	if n, err := strconv.Atoi(s); err == nil {
-		if n < 1 || n > rtMax {
-			return 0, sys.Invalidf("signal %d is not between 1 and %d", n, rtMax)
-		}
-		return unix.Signal(n), nil
-	}
-	name := strings.TrimPrefix(strings.ToUpper(s), "SIG")
-	if sig := unix.SignalNum("SIG" + name); sig != 0 {
-		return sig, nil
-	}
-	for prefix, base := range map[string]int{"RTMIN": rtMin, "RTMAX": rtMax} {
-		rest, ok := strings.CutPrefix(name, prefix)
-		if !ok {
-			continue
-		}
-		n := 0
-		if rest != "" {
-			var err error
-			if n, err = strconv.Atoi(rest); err != nil || rest[0] != '+' && rest[0] != '-' {
-				break
-			}
-		}
-		if sig := base + n; sig >= rtMin && sig <= rtMax {
-			return unix.Signal(sig), nil
-		}
-	}
-	return 0, sys.Invalidf("%q is not a signal", s)
 }

@@ -4,24 +4,9 @@ import (
 	"testing"
 
 	"github.com/stretchr/testify/require"
-	"golang.org/x/sys/unix"
 
 	"vminit/internal/sys"
 )
-
-func TestParseSignal(t *testing.T) {
-	for in, want := range map[string]unix.Signal{
-		"TERM": 15, "SIGTERM": 15, "sigkill": 9, "9": 9, "64": 64, "RTMIN": 34, "SIGRTMIN+3": 37, "rtmax-1": 63, "RTMAX": 64,
-	} {
-		got, err := parseSignal(in)
-		require.NoError(t, err, in)
-		require.Equal(t, want, got, in)
-	}
-	for _, bad := range []string{"", "0", "65", "-1", "NOSUCH", "SIG", "RTMIN-1", "RTMAX+1", "RTMIN3", "RTMIN+"} {
-		_, err := parseSignal(bad)
-		require.ErrorIs(t, err, sys.ErrInvalid, bad)
-	}
-}
 
 func TestParseBytes(t *testing.T) {
 	for in, want := range map[string]int64{"0": 0, "-1": -1, "1": 1, "64M": 64 << 20, "1g": 1 << 30, "2KiB": 2048, "3tb": 3 << 40, "7b": 7} {

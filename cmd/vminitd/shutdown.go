@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"vminit/cmd/vminitd/power"
+	"vminit/internal/sys"
 )
 
 // ending is the one place where the end is asked for, by a signal or by a
@@ -33,7 +34,7 @@ func (e *ending) request(action power.Action, reason string) {
 	}
 }
 
-const sigPowerOff, sigReboot = unix.Signal(34 + 4), unix.Signal(34 + 5) // signal(7): SIGRTMIN is 34
+const sigPowerOff, sigReboot = sys.SigRTMin + 4, sys.SigRTMin + 5
 
 // watchSignals asks for the end when a signal says so, for as long as the
 // process lives. The other signals it catches are dropped, not ignored: SIG_IGN
