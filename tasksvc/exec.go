@@ -25,7 +25,7 @@ func (s *Service) Exec(ctx context.Context, r *taskv3.ExecProcessRequest) (*empt
 // addExec adds a process to a container, which is compiled ahead of its start if
 // that is not to come at once.
 func (s *Service) addExec(namespace string, r *taskv3.ExecProcessRequest, ahead bool) (*process, error) {
-	if err := ValidateID("exec", r.ExecID); err != nil {
+	if err := validateID("exec", r.ExecID); err != nil {
 		return nil, err
 	}
 	if r.Spec == nil {

@@ -245,7 +245,7 @@ func withNamespace(ctx context.Context) (context.Context, error) {
 	if !ok || ns == "" {
 		ns = defaultNamespace
 	}
-	if err := ValidateID("namespace", ns); err != nil {
+	if err := validateID("namespace", ns); err != nil {
 		return ctx, err
 	}
 	return context.WithValue(ctx, namespaceKey{}, ns), nil

@@ -30,7 +30,7 @@ var empty = &emptypb.Empty{}
 
 // Create builds a container that waits at its start gate.
 func (s *Service) Create(ctx context.Context, r *taskv3.CreateTaskRequest) (*taskv3.CreateTaskResponse, error) {
-	if err := ValidateID("container", r.ID); err != nil {
+	if err := validateID("container", r.ID); err != nil {
 		return nil, err
 	}
 	if r.Checkpoint != "" {

@@ -9,11 +9,11 @@ const (
 	maxNameLength = 255 // NAME_MAX, linux/limits.h
 )
 
-// ValidateID checks the id of a container, an exec or a namespace by the rule
+// validateID checks the id of a container, an exec or a namespace by the rule
 // of containerd's pkg/identifiers: runs of ASCII letters and digits with
 // single '-', '_' or '.' between them, at most 76 bytes. Such an id is safe as
 // a file name, in a cgroup path and in a log line. The error is ErrInvalid.
-func ValidateID(kind, id string) error {
+func validateID(kind, id string) error {
 	if id == "" {
 		return sys.Invalidf("%s id is empty", kind)
 	}
@@ -37,7 +37,7 @@ func ValidateID(kind, id string) error {
 
 // validateName checks that name is a simple file name: one component that
 // stays in the directory it is used in and prints on one line. It is wider
-// than ValidateID, because hosts choose the names of a bundle's files. The
+// than validateID, because hosts choose the names of a bundle's files. The
 // error is ErrInvalid.
 func validateName(kind, name string) error {
 	if name == "" || name == "." || name == ".." {

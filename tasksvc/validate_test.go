@@ -14,12 +14,12 @@ import (
 
 func TestValidateID(t *testing.T) {
 	for _, id := range []string{"a", "A9", "c1", "a-b_c.d", "0", strings.Repeat("x", 76)} {
-		require.NoError(t, ValidateID("container", id), id)
+		require.NoError(t, validateID("container", id), id)
 	}
 	for _, id := range []string{
 		"", ".", "..", "-", "a-", "-a", "a--b", "a-.b", "a/b", "../a", "a b", "a\x00", "ä", "a\n", strings.Repeat("x", 77),
 	} {
-		require.ErrorIs(t, ValidateID("container", id), sys.ErrInvalid, "%q", id)
+		require.ErrorIs(t, validateID("container", id), sys.ErrInvalid, "%q", id)
 	}
 }
 
@@ -39,7 +39,7 @@ func FuzzValidateID(f *testing.F) {
 	}
 	rule := regexp.MustCompile(`\A[A-Za-z0-9]+(?:[._-][A-Za-z0-9]+)*\z`)
 	f.Fuzz(func(t *testing.T, id string) {
-		err := ValidateID("x", id)
+		err := validateID("x", id)
 		if want := rule.MatchString(id) && len(id) <= 76; want != (err == nil) {
 			t.Fatalf("%q: %v", id, err)
 		}

@@ -67,7 +67,7 @@ type PumpConfig struct {
 type Pump struct {
 	cfg   PumpConfig
 	m     *mover
-	moved atomic.Int64
+	moved atomic.Int64  // bytes written to the destination so far
 	done  chan struct{} // closed when the pump is done
 	ended chan struct{} // closed when the goroutine is gone
 
@@ -124,9 +124,6 @@ func (p *Pump) AwaitPeer(deadline time.Time) {
 		_, _ = io.Copy(io.Discard, dst)
 	}
 }
-
-// Moved returns the number of bytes written to the destination so far.
-func (p *Pump) Moved() int64 { return p.moved.Load() }
 
 // Err says how the pump ended, once Done is closed: nil if every byte of the
 // source was delivered. os.ErrDeadlineExceeded marks a Drain that ran out of

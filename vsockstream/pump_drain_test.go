@@ -109,7 +109,7 @@ func awaitStall(t *testing.T, p *Pump) {
 	t.Helper()
 	last := int64(0)
 	require.Eventually(t, func() bool {
-		n := p.Moved()
+		n := p.moved.Load()
 		still := n > 0 && n == last
 		last = n
 		return still

@@ -54,7 +54,7 @@ func TestPumpOutput(t *testing.T) {
 		require.Equal(t, want, await(t, got, "output"))
 		await(t, p.Done(), "pump")
 		require.NoError(t, p.Err())
-		require.EqualValues(t, len(want), p.Moved())
+		require.EqualValues(t, len(want), p.moved.Load())
 
 		_, err = far.Write([]byte("still open"))
 		require.NoError(t, err, "the connection must stay open until Close")
@@ -145,7 +145,7 @@ func TestPumpInputUnwanted(t *testing.T) {
 		require.NoError(t, far.CloseWrite())
 		await(t, p.Done(), "pump")
 		require.ErrorIs(t, p.Err(), unix.EPIPE)
-		require.Zero(t, p.Moved())
+		require.Zero(t, p.moved.Load())
 	})
 }
 

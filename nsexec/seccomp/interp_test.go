@@ -14,11 +14,6 @@ type data struct {
 	args     [6]uint64
 }
 
-func (d *data) bytes() []byte {
-	b, _ := binary.Append(nil, binary.LittleEndian, d)
-	return b
-}
-
 // run interprets a filter the way the kernel does and returns its verdict and
 // the number of instructions it took. The filter must have passed verify.
 func run(insns []unix.SockFilter, d *data) (verdict uint32, steps int) {

@@ -1,7 +1,6 @@
 package boot
 
 import (
-	"fmt"
 	"slices"
 	"sync"
 	"time"
@@ -18,17 +17,6 @@ type Entry struct {
 	Required bool
 	Err      error // nil when the step worked
 }
-
-// String renders the entry for logs, in milliseconds since the kernel started.
-func (e Entry) String() string {
-	s := fmt.Sprintf("%9.3f ms %+9.3f ms  %s", millis(e.Start), millis(e.End-e.Start), e.Name)
-	if e.Err != nil {
-		s += ": " + e.Err.Error()
-	}
-	return s
-}
-
-func millis(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }
 
 // Now reads CLOCK_MONOTONIC: the time since the kernel started, suspend not
 // counted (clock_gettime(2)).

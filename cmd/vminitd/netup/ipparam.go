@@ -9,7 +9,7 @@ import (
 	"strings"
 )
 
-// ParseIPParam reads the value of the kernel parameter ip=, as specified in
+// parseIPParam reads the value of the kernel parameter ip=, as specified in
 // Documentation/admin-guide/nfs/nfsroot.rst:
 //
 //	client:server:gateway:netmask:hostname:device:autoconf:dns0:dns1:ntp0
@@ -22,7 +22,7 @@ import (
 //
 // The error lists the fields that were malformed; the Interface holds what
 // could be made of the others.
-func ParseIPParam(value string) (Interface, error) {
+func parseIPParam(value string) (Interface, error) {
 	var i Interface
 	fields := splitFields(value)
 	if len(fields) == 1 && !isAddress(fields[0]) {

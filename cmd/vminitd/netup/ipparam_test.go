@@ -54,7 +54,7 @@ func TestParseIPParam(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.value, func(t *testing.T) {
-			got, err := ParseIPParam(tt.value)
+			got, err := parseIPParam(tt.value)
 			if len(tt.errs) == 0 {
 				require.NoError(t, err)
 			}
@@ -73,7 +73,7 @@ func FuzzParseIPParam(f *testing.F) {
 	f.Add("10.0.2.15::10.0.2.2:255.255.255.0:box:eth0:off:1.1.1.1:8.8.8.8:9.9.9.9")
 	f.Add("[fd00::2]::[fd00::1]:64::eth0:none:[fd00::53]")
 	f.Fuzz(func(t *testing.T, value string) {
-		i, _ := ParseIPParam(value)
+		i, _ := parseIPParam(value)
 		if len(i.Addrs) > 1 || len(i.DNS) > 2 || len(i.Device) > maxDeviceName || strings.Contains(i.Device, "/") {
 			t.Errorf("%q gave %+v", value, i)
 		}

@@ -42,7 +42,7 @@ func NewPlan(ipParams []string, flags []Interface, pnp []byte) (Plan, error) {
 	// its network driver is a module).
 	leased := bytes.HasPrefix(pnp, []byte("#PROTO:"))
 	for _, value := range ipParams {
-		i, err := ParseIPParam(value)
+		i, err := parseIPParam(value)
 		errs = append(errs, err)
 		i.DHCP = i.DHCP && !leased
 		if i.Hostname != "" {
@@ -53,7 +53,7 @@ func NewPlan(ipParams []string, flags []Interface, pnp []byte) (Plan, error) {
 	for _, i := range flags {
 		p.add(i)
 	}
-	p.DNS = append(p.DNS, ParsePNP(string(pnp))...)
+	p.DNS = append(p.DNS, parsePNP(string(pnp))...)
 	p.keepFirstGateways()
 	return p, errors.Join(errs...)
 }

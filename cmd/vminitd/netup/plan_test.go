@@ -126,7 +126,7 @@ func TestResolvConf(t *testing.T) {
 func FuzzParsePNP(f *testing.F) {
 	f.Add("#PROTO: DHCP\ndomain x\nnameserver 10.0.0.1\nbootserver 0.0.0.0\n")
 	f.Fuzz(func(t *testing.T, text string) {
-		if servers := ParsePNP(text); len(servers) > maxNameservers {
+		if servers := parsePNP(text); len(servers) > maxNameservers {
 			t.Errorf("%d servers", len(servers))
 		}
 	})

@@ -37,9 +37,9 @@ func ResolvConf(servers []netip.Addr, domains []string) string {
 	return b.String()
 }
 
-// ParsePNP returns the name servers in the kernel's own account of what it
+// parsePNP returns the name servers in the kernel's own account of what it
 // configured, /proc/net/pnp, which has the form of resolv.conf(5).
-func ParsePNP(text string) []netip.Addr {
+func parsePNP(text string) []netip.Addr {
 	var servers []netip.Addr
 	for line := range strings.Lines(text) {
 		fields := strings.Fields(line)
