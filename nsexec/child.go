@@ -87,7 +87,7 @@ func (c *Child) Open() error {
 // Abandon closes the status socket and releases the program: a child at a gate
 // ends by itself, one that runs its program is not affected.
 func (c *Child) Abandon() {
-	c.attend()
+	c.startWatch()
 	c.status.close()
 	c.program.Close()
 }
@@ -112,7 +112,7 @@ func (c *Child) receive(deadline time.Time) (*Registers, error) {
 	c.owner.brief.Add(-1)
 	var buf [8 * numRegs]byte
 	n, err := c.status.read(buf[:], deadline)
-	c.attend()
+	c.startWatch()
 	switch {
 	case errors.Is(err, os.ErrDeadlineExceeded):
 		return nil, fmt.Errorf("process %d did not get ready in time: %w", c.PID(), err)

@@ -66,10 +66,10 @@ func (l *Launcher) newProcess(pid, pidfd int) (*Process, error) {
 	return p, nil
 }
 
-// attend has somebody wait for the end of the process. Not sooner than its
+// startWatch has somebody wait for the end of the process. Not sooner than its
 // parent has time for that: a goroutine wakes a thread, which takes a processor
 // that a child which has just been born could run on.
-func (p *Process) attend() { p.once.Do(func() { go p.watch() }) }
+func (p *Process) startWatch() { p.once.Do(func() { go p.watch() }) }
 
 // watch reaps the process when its pidfd becomes readable (pidfd_open(2),
 // Linux 5.3; waitid(P_PIDFD), Linux 5.4).
@@ -88,7 +88,7 @@ func (p *Process) PID() int { return p.pid }
 
 // Done is closed when the process has been reaped.
 func (p *Process) Done() <-chan struct{} {
-	p.attend()
+	p.startWatch()
 	return p.done
 }
 

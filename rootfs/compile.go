@@ -23,7 +23,7 @@ type Options struct {
 	// Gate appends a gate to the program and sees to it that the function is
 	// called when the child stands there. Without, nobody comes: good enough
 	// for a plan to look at.
-	Gate     func(name string, do Attend)
+	Gate     func(name string, do GateHandler)
 	Launcher *nsexec.Launcher // for what is done at gates
 
 	// How the guest is looked at; those left nil look at the real one.
@@ -108,7 +108,7 @@ func NewCompiler(p *nsexec.Program, spec *specs.Spec, opt Options) *Compiler {
 
 func (c *Compiler) fillOptions() {
 	if c.opt.Gate == nil {
-		c.opt.Gate = func(name string, _ Attend) { c.p.Gate(name) }
+		c.opt.Gate = func(name string, _ GateHandler) { c.p.Gate(name) }
 	}
 	if c.opt.Stat == nil {
 		c.opt.Stat = statMode

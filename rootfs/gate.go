@@ -7,12 +7,12 @@ import (
 	"vminit/nsexec"
 )
 
-// Attend is what the parent does while a child waits at a gate; the child goes
+// GateHandler is what the parent does while a child waits at a gate; the child goes
 // on after nil and must be ended after an error.
-type Attend = func(*nsexec.Child, *nsexec.Registers) error
+type GateHandler = func(*nsexec.Child, *nsexec.Registers) error
 
-// attendTimeout bounds what is done at one gate.
-const attendTimeout = 30 * time.Second
+// gateTimeout bounds what is done at one gate.
+const gateTimeout = 30 * time.Second
 
 // visit is what the parent sees of a child at a gate.
 type visit struct {
@@ -25,7 +25,7 @@ type visit struct {
 // gate makes the child wait until the parent has done something.
 func (c *Compiler) gate(name string, do func(*visit) error) {
 	c.opt.Gate(name, func(child *nsexec.Child, regs *nsexec.Registers) error {
-		return do(&visit{c, child, regs, time.Now().Add(attendTimeout)})
+		return do(&visit{c, child, regs, time.Now().Add(gateTimeout)})
 	})
 }
 

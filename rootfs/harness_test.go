@@ -70,8 +70,8 @@ func (b box) run(t testing.TB, spec *specs.Spec) (string, error) {
 	for i, r := range p.SetupStdio() {
 		p.Bind(r, int([]*os.File{null, w, w}[i].Fd()))
 	}
-	attend := map[nsexec.GateID]Attend{}
-	gate := func(name string, do Attend) { attend[p.Gate(name)] = do }
+	handlers := map[nsexec.GateID]GateHandler{}
+	gate := func(name string, do GateHandler) { handlers[p.Gate(name)] = do }
 	b.compile(p, spec, gate)
 	if b.terminal {
 		p.SetupTerminal(0, true, false)
@@ -91,7 +91,7 @@ func (b box) run(t testing.TB, spec *specs.Spec) (string, error) {
 		<-c.Done()
 		require.NoError(t, c.Process.Close())
 	}()
-	if err := attendUntil(c, attend, last); err != nil {
+	if err := handleUntil(c, handlers, last); err != nil {
 		return "", err
 	}
 	if b.beforeRun != nil {
@@ -121,7 +121,7 @@ func (b *box) namespaces() uint64 {
 func soon() time.Time { return time.Now().Add(20 * time.Second) }
 
 // compile emits what tasksvc does around the file system.
-func (b *box) compile(p *nsexec.Program, spec *specs.Spec, gate func(string, Attend)) {
+func (b *box) compile(p *nsexec.Program, spec *specs.Spec, gate func(string, GateHandler)) {
 	opt := b.opt
 	if opt.Bundle == "" {
 		opt.Bundle = "/"
@@ -151,16 +151,16 @@ func (b *box) compile(p *nsexec.Program, spec *specs.Spec, gate func(string, Att
 	fs.Enter()
 }
 
-func attendUntil(c *nsexec.Child, attend map[nsexec.GateID]Attend, last nsexec.GateID) error {
+func handleUntil(c *nsexec.Child, handlers map[nsexec.GateID]GateHandler, last nsexec.GateID) error {
 	for {
 		regs, err := c.AwaitGate(soon())
 		if err != nil || regs.Gate() == last {
 			return err
 		}
-		if attend[regs.Gate()] == nil {
-			return fmt.Errorf("nobody attends gate %d", regs.Gate())
+		if handlers[regs.Gate()] == nil {
+			return fmt.Errorf("no handler for gate %d", regs.Gate())
 		}
-		if err := attend[regs.Gate()](c, regs); err != nil {
+		if err := handlers[regs.Gate()](c, regs); err != nil {
 			return err
 		}
 		if err := c.Open(); err != nil {

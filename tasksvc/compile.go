@@ -28,7 +28,7 @@ type compileOptions struct {
 	files     int                                   // descriptors the process gets from 3 on
 	home      string                                // HOME of an exec whose environment has none
 	affinity  *specs.CPUAffinity                    // of an exec that has none of its own
-	hooks     attend                                // runs the hooks that belong before pivot_root
+	hooks     gateHandler                           // runs the hooks that belong before pivot_root
 	path      string                                // program to run instead of the first argument
 	connect   []nsexec.Connection                   // with networks of the guest
 	listener  func(p *nsexec.Process, fd int) error // takes the seccomp listener that p has as fd
@@ -128,7 +128,7 @@ func compileExec(proc *specs.Process, linux *specs.Linux, join uint64, o compile
 	userNS, gate := join&unix.CLONE_NEWUSER != 0, ""
 	var pidfd nsexec.Reg
 	if o.late(join) {
-		pidfd, gate, pl.late = p.JoinLate(join), gateBorn, new(nsexec.Rebirth)
+		pidfd, gate, pl.late = p.JoinLate(join), gateForked, new(nsexec.Rebirth)
 	} else {
 		pidfd = p.Join(join)
 	}
@@ -180,7 +180,7 @@ func (pl *plan) finish(proc *specs.Process, linux *specs.Linux, gate string, use
 	if linux.MemoryPolicy != nil {
 		p.SetMemoryPolicy(linux.MemoryPolicy)
 	}
-	listener := attend(nil)
+	listener := gateHandler(nil)
 	if linux.Seccomp != nil {
 		s, notify, warnings, err := compileSeccomp(o.seccomp, linux.Seccomp)
 		if err != nil {
@@ -208,7 +208,7 @@ func (pl *plan) finish(proc *specs.Process, linux *specs.Linux, gate string, use
 		p.NotReused()
 	}
 	if proc.NoNewPrivileges { // then the filter is loaded behind the last gate
-		pl.behind = listener
+		pl.afterStartGate = listener
 	}
 	pl.warnings = append(pl.warnings, done.Warnings...)
 }

@@ -37,11 +37,11 @@ func (s *Service) launchInit(ctx context.Context, c *container, p *process, pl *
 		return err
 	}
 	back.add(func() { reapFailed(child) })
-	regs, err := pl.attendGates(child)
+	regs, err := pl.handleGates(child)
 	if err != nil {
 		return err
 	}
-	p.child, p.handle, p.behind = child, child.Process, pl.behind // a gate may have changed it
+	p.child, p.handle, p.afterStartGate = child, child.Process, pl.afterStartGate // a gate may have changed it
 	if err := pl.outside.apply(p.handle); err != nil {
 		return err
 	}
@@ -57,8 +57,8 @@ func (s *Service) launchInit(ctx context.Context, c *container, p *process, pl *
 	return p.connect(pl, regs)
 }
 
-// attendGates helps the child at its gates until it stands at the last one.
-func (pl *plan) attendGates(child *nsexec.Child) (*nsexec.Registers, error) {
+// handleGates helps the child at its gates until it stands at the last one.
+func (pl *plan) handleGates(child *nsexec.Child) (*nsexec.Registers, error) {
 	for {
 		regs, err := child.AwaitGate(time.Now().Add(launchTimeout))
 		if err != nil || regs.Gate() == pl.last {
@@ -66,7 +66,7 @@ func (pl *plan) attendGates(child *nsexec.Child) (*nsexec.Registers, error) {
 		}
 		do := pl.gates[regs.Gate()]
 		if do == nil {
-			return nil, fmt.Errorf("launch: nobody attends gate %d", regs.Gate())
+			return nil, fmt.Errorf("launch: no handler for gate %d", regs.Gate())
 		}
 		if err := do(child, regs); err != nil {
 			return nil, err
@@ -84,7 +84,7 @@ func (pl *plan) run(child *nsexec.Child, regs *nsexec.Registers, ready func(*nse
 	if pl.gated {
 		if regs == nil {
 			var err error
-			if regs, err = pl.attendGates(child); err != nil {
+			if regs, err = pl.handleGates(child); err != nil {
 				return err
 			}
 		}
@@ -100,18 +100,18 @@ func (pl *plan) run(child *nsexec.Child, regs *nsexec.Registers, ready func(*nse
 			return err
 		}
 	}
-	return load(child, pl.behind)
+	return load(child, pl.afterStartGate)
 }
 
-// load takes a child that has passed its last gate to its program. behind is
+// load takes a child that has passed its last gate to its program. after is
 // what is to be done at one more gate, nil if there is none.
-func load(child *nsexec.Child, behind attend) error {
-	if behind != nil {
+func load(child *nsexec.Child, after gateHandler) error {
+	if after != nil {
 		regs, err := child.AwaitGate(time.Now().Add(launchTimeout))
 		if err != nil {
 			return err
 		}
-		if err := behind(child, regs); err != nil {
+		if err := after(child, regs); err != nil {
 			return err
 		}
 		if err := child.Open(); err != nil {

@@ -100,11 +100,11 @@ func (pl *plan) enterNamespaces(ns namespaces, linux *specs.Linux, network bool)
 	}
 	if ns.mixed() {
 		pl.joinByPath(ns)
-		born := p.Rebirth(pl.clone)
+		forked := p.Rebirth(pl.clone)
 		pl.clone = 0
 		pl.stdio = p.SetupStdio()
 		pl.gate(gateUser, func(child *nsexec.Child, regs *nsexec.Registers) error {
-			if err := child.Follow(regs, born); err != nil {
+			if err := child.Follow(regs, forked); err != nil {
 				return err
 			}
 			return mapIDs(child.Process, ns, linux)

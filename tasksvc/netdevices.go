@@ -33,7 +33,7 @@ func checkNetDevices(devices map[string]specs.LinuxNetDevice, own uint64) error 
 
 // moveNetDevices moves them through the route socket that the child has in the
 // register.
-func moveNetDevices(devices map[string]specs.LinuxNetDevice, socket *nsexec.Reg) attend {
+func moveNetDevices(devices map[string]specs.LinuxNetDevice, socket *nsexec.Reg) gateHandler {
 	return func(child *nsexec.Child, regs *nsexec.Registers) error {
 		fd, err := child.GetFd(regs.Fd(*socket))
 		if err != nil {

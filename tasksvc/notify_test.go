@@ -339,7 +339,7 @@ func TestRefusedListeners(t *testing.T) {
 	s.Linux.Seccomp = &specs.LinuxSeccomp{DefaultAction: specs.ActAllow, ListenerPath: "nowhere", ListenerMetadata: "x"}
 	pl, err := compileBytes(t, s)
 	require.NoError(t, err)
-	require.Nil(t, pl.behind)
+	require.Nil(t, pl.afterStartGate)
 	require.NotContains(t, pl.program.String(), gateListener)
 	require.NoError(t, pl.program.Close())
 }

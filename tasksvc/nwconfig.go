@@ -117,7 +117,7 @@ func checkConnections(list []nsexec.Connection, own uint64) error {
 
 // connectNetworks makes the connections through the route socket that the child
 // has in the register.
-func connectNetworks(list []nsexec.Connection, socket *nsexec.Reg) attend {
+func connectNetworks(list []nsexec.Connection, socket *nsexec.Reg) gateHandler {
 	return func(child *nsexec.Child, regs *nsexec.Registers) error {
 		fd, err := child.GetFd(regs.Fd(*socket))
 		if err != nil {

@@ -8,23 +8,23 @@ import (
 
 // plan is a compiled launch and what has to be done for it while it runs.
 type plan struct {
-	program  *nsexec.Program
-	clone    uint64 // namespaces the child is born with, CLONE_NEW* flags
-	stdio    nsexec.Stdio
-	network  nsexec.Reg            // input for a network namespace that is ready; 0 if clone3 makes one
-	tty      nsexec.Reg            // the pty's master at the last gate, if terminal
-	terminal bool                  // the process has one
-	files    map[nsexec.Reg]uint64 // inputs that are namespace files, by clone flag
-	procs    nsexec.Reg            // input for cgroup.procs: the child is born outside its cgroup
-	gates    map[nsexec.GateID]attend
-	last     nsexec.GateID   // the gate before the user's program
-	gated    bool            // there is one
-	behind   attend          // what is to be done at one more gate behind it; nil: there is none
-	home     bool            // HOME is to be looked up at the last gate
-	outside  *outside        // what the parent sets at the last gate
-	late     *nsexec.Rebirth // of an exec that is born late, see tracers
-	traced   bool            // made for a container whose processes may trace
-	warnings []string
+	program        *nsexec.Program
+	clone          uint64 // namespaces the child is born with, CLONE_NEW* flags
+	stdio          nsexec.Stdio
+	network        nsexec.Reg            // input for a network namespace that is ready; 0 if clone3 makes one
+	tty            nsexec.Reg            // the pty's master at the last gate, if terminal
+	terminal       bool                  // the process has one
+	files          map[nsexec.Reg]uint64 // inputs that are namespace files, by clone flag
+	procs          nsexec.Reg            // input for cgroup.procs: the child is born outside its cgroup
+	gates          map[nsexec.GateID]gateHandler
+	last           nsexec.GateID   // the gate before the user's program
+	gated          bool            // there is one
+	afterStartGate gateHandler     // for one more gate behind the last; nil: there is none
+	home           bool            // HOME is to be looked up at the last gate
+	outside        *outside        // what the parent sets at the last gate
+	late           *nsexec.Rebirth // of an exec that is born late, see tracers
+	traced         bool            // made for a container whose processes may trace
+	warnings       []string
 }
 
 // outside are the settings of a process that its parent makes: those that in a
@@ -35,8 +35,8 @@ type outside struct {
 	tasks    []string // files the pid is written to
 }
 
-// attend is what the parent does for a child that waits at a gate.
-type attend = rootfs.Attend
+// gateHandler is what the parent does for a child that waits at a gate.
+type gateHandler = rootfs.GateHandler
 
 const (
 	gateUser     = "user namespace"
@@ -46,14 +46,14 @@ const (
 	gateListener = "seccomp listener"
 	gateTerminal = "terminal"
 	gateLimits   = "limits"
-	gateBorn     = "born"
+	gateForked   = "forked"
 	gateStart    = "start"
 )
 
 // gate appends a gate and what the parent is to do there.
-func (pl *plan) gate(name string, do attend) {
+func (pl *plan) gate(name string, do gateHandler) {
 	if pl.gates == nil {
-		pl.gates = map[nsexec.GateID]attend{}
+		pl.gates = map[nsexec.GateID]gateHandler{}
 	}
 	pl.gates[pl.program.Gate(name)] = do
 }

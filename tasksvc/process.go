@@ -22,14 +22,14 @@ type process struct {
 
 	planned <-chan execPlan // of an exec: compiled ahead of its start; nil once taken
 
-	state  State
-	busy   string            // the operation under way, "" if none
-	child  *nsexec.Child     // init between Create and Start
-	behind attend            // what Start does at a gate behind the start gate; nil: there is none
-	early  earlyExitDetector // holds an exit until the start is settled
-	ran    bool              // its start was published
-	failed bool              // its start failed, its process is not reaped yet
-	exit   nsexec.ExitStatus // valid once state is Stopped
+	state          State
+	busy           string            // the operation under way, "" if none
+	child          *nsexec.Child     // init between Create and Start
+	afterStartGate gateHandler       // for a gate behind the start gate; nil: there is none
+	early          earlyExitDetector // holds an exit until the start is settled
+	ran            bool              // its start was published
+	failed         bool              // its start failed, its process is not reaped yet
+	exit           nsexec.ExitStatus // valid once state is Stopped
 
 	// handle and io are set under mu when the process is launched, and stay.
 	handle *nsexec.Process

@@ -38,7 +38,7 @@ func (c *container) start(ctx context.Context) (uint32, error) {
 	}
 	if err == nil {
 		c.watchOOM() // while the child loads its program
-		err = load(child, p.behind)
+		err = load(child, p.afterStartGate)
 	}
 	if err != nil {
 		endFailed(child)
@@ -180,7 +180,7 @@ func (c *container) launchExec(ctx context.Context, p *process) (err error) {
 	}
 	var regs *nsexec.Registers
 	if pl.late != nil { // the process is another from here on
-		if regs, err = pl.attendGates(child); err == nil {
+		if regs, err = pl.handleGates(child); err == nil {
 			err = child.Follow(regs, *pl.late)
 		}
 		if err != nil {

@@ -61,7 +61,7 @@ func (c *container) run(ctx context.Context) (code int, err error) {
 	if err := c.start(ctx); err != nil {
 		return 0, startError(c.id, err)
 	}
-	stop := c.attend(ctx)
+	stop := c.relay(ctx)
 	defer stop()
 
 	status, err := c.wait(ctx)
@@ -100,8 +100,9 @@ func (c *container) start(ctx context.Context) error {
 	return err
 }
 
-// attend passes on what happens here to the running container, until stop.
-func (c *container) attend(ctx context.Context) (stop func()) {
+// relay passes on what happens here to the running container, until stop:
+// signals, the size of the terminal and stdin.
+func (c *container) relay(ctx context.Context) (stop func()) {
 	ctx, cancel := context.WithCancel(ctx)
 	kill := func(sig unix.Signal) {
 		_, _ = c.guest.task.Kill(ctx, &taskv3.KillRequest{ID: c.id, Signal: uint32(sig)})

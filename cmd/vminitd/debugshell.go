@@ -46,7 +46,7 @@ func (d *debugShell) serve(ctx context.Context, l net.Listener) error {
 		inBackground(func() {
 			defer conn.Close()
 			defer context.AfterFunc(ctx, func() { conn.Close() })()
-			if err := tasksvc.Guard(d.log, "debug shell", func() error { return d.attend(conn) }); err != nil {
+			if err := tasksvc.Guard(d.log, "debug shell", func() error { return d.serveConn(conn) }); err != nil {
 				d.log.Warn("debug shell", "err", err)
 				fmt.Fprintf(conn, "vminitd: debug shell: %v\r\n", err)
 			}
@@ -54,8 +54,8 @@ func (d *debugShell) serve(ctx context.Context, l net.Listener) error {
 	}
 }
 
-// attend runs one shell and returns when it has ended.
-func (d *debugShell) attend(conn net.Conn) error {
+// serveConn runs one shell and returns when it has ended.
+func (d *debugShell) serveConn(conn net.Conn) error {
 	<-d.settled
 	args, err := findShell()
 	if err != nil {

@@ -9,8 +9,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// TestRebirth follows a child into its second life and sees that nothing is
-// left of the first.
+// TestRebirth goes on with the second child and sees that nothing is left of the
+// first.
 func TestRebirth(t *testing.T) {
 	requireRoot(t)
 	null := devNull(t)
@@ -22,18 +22,18 @@ func TestRebirth(t *testing.T) {
 	require.NoError(t, err)
 	defer f.Close()
 	p.Bind(uts, int(f.Fd()))
-	born := p.Rebirth(unix.CLONE_NEWPID | unix.CLONE_NEWNS)
+	forked := p.Rebirth(unix.CLONE_NEWPID | unix.CLONE_NEWNS)
 	for _, in := range p.SetupStdio() {
 		p.Bind(in, int(null.Fd()))
 	}
-	p.Gate("born")
+	p.Gate("forked")
 	p.Finish(Finish{Process: plainProcess("sh", "-c", "exit $$$$")}) // pid 1, twice
 	c, err := l.Start(Launch{Program: p, Cgroup: -1, PIDNS: -1})
 	require.NoError(t, err)
 	first := c.Process
 	regs, err := c.AwaitGate(soon())
 	require.NoError(t, err)
-	require.NoError(t, c.Follow(regs, born))
+	require.NoError(t, c.Follow(regs, forked))
 	require.NotEqual(t, first.PID(), c.PID())
 	require.Equal(t, unix.SIGKILL, first.Exit().Signal)
 	require.NoError(t, c.Open())

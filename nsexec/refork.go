@@ -15,12 +15,13 @@ import (
 // pidfd in the first one.
 type Rebirth struct{ pidfd Reg }
 
-// Rebirth has the child make another, born with new namespaces inside those the
-// first has joined, that runs the rest of the program and is a child of ours as
-// well (CLONE_PARENT). It is for a user namespace that meets namespaces joined
-// by path: those must be joined with the rights outside it, new ones must belong
-// to it, and one process cannot do both. Of what was done before, namespaces and
-// open files are inherited; the caller follows it at the next gate (Follow).
+// Rebirth makes a second child with CLONE_PARENT (what runc calls stage 2), which
+// runs the rest of the program as a child of the daemon. It has new namespaces
+// inside those the first has joined. It is for a user namespace that meets
+// namespaces joined by path: those must be joined with the rights outside it, new
+// ones must belong to it, and one process cannot do both. Of what was done before,
+// namespaces and open files are inherited; the caller follows it at the next gate
+// (Follow).
 //
 // Both processes see one set of registers, so the first changes none any more:
 // it waits until it is killed, to keep the pidfd open.
@@ -63,7 +64,7 @@ func (c *Child) Follow(regs *Registers, r Rebirth) error {
 		return err
 	}
 	c.Process = second
-	second.attend()
+	second.startWatch()
 	if err := first.Signal(unix.SIGKILL); err != nil {
 		return fmt.Errorf("end the first child of a launch: %w", err)
 	}
@@ -72,7 +73,8 @@ func (c *Child) Follow(regs *Registers, r Rebirth) error {
 }
 
 // adopt takes ownership of the pidfd of a process that must be a new child of
-// ours; who says so may lie. The caller holds l.fork for reading.
+// ours. The pidfd comes from the container's side and is not trusted. The caller
+// holds l.fork for reading.
 func (l *Launcher) adopt(pidfd int) (*Process, error) {
 	info, err := os.ReadFile("/proc/self/fdinfo/" + strconv.Itoa(pidfd))
 	if err != nil {
