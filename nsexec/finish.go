@@ -31,10 +31,10 @@ type Finish struct {
 	Gate    string   // name of a gate right before the program is loaded, "" for none
 	Keyring string   // name of a new session keyring, "" to keep the daemon's
 	Seccomp *Seccomp // nil: unconfined
-	// BornLate has the process born into the pid namespace of the last Join only
+	// ForkLate has the process born into the pid namespace of the last Join only
 	// when all its privileges are gone: for a container whose processes may trace
 	// others. It needs a Gate, at which the parent follows (Child.Follow).
-	BornLate bool
+	ForkLate bool
 	// Grantable are the capabilities the process can be given, as bits.
 	Grantable uint64
 	// Home becomes HOME if the environment has none, or an empty one, and this
@@ -44,8 +44,8 @@ type Finish struct {
 
 // Finished is what is to be known about the end of a program.
 type Finished struct {
-	Gate     GateID  // the one named by Finish.Gate
-	Born     Rebirth // with Finish.BornLate
+	Gate     GateID // the one named by Finish.Gate
+	Forked   Refork // with Finish.ForkLate
 	Warnings []string
 }
 
@@ -80,8 +80,8 @@ func (p *Program) Finish(f Finish) (done Finished) {
 		p.Step("set no_new_privs")
 		p.Call(unix.SYS_PRCTL, Int(unix.PR_SET_NO_NEW_PRIVS), Int(1), Int(0), Int(0), Int(0))
 	}
-	if f.BornLate {
-		done.Born = p.Rebirth(0)
+	if f.ForkLate {
+		done.Forked = p.Refork(0)
 		p.Step("make a session of its own")
 		p.Call(unix.SYS_SETSID)
 		if proc.Terminal {

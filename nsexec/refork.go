@@ -11,11 +11,11 @@ import (
 	"vminit/internal/sys"
 )
 
-// Rebirth is where the second child of a launch is found: the number of its
+// Refork is where the second child of a launch is found: the number of its
 // pidfd in the first one.
-type Rebirth struct{ pidfd Reg }
+type Refork struct{ pidfd Reg }
 
-// Rebirth makes a second child with CLONE_PARENT (what runc calls stage 2), which
+// Refork makes a second child with CLONE_PARENT (what runc calls stage 2), which
 // runs the rest of the program as a child of the daemon. It has new namespaces
 // inside those the first has joined. It is for a user namespace that meets
 // namespaces joined by path: those must be joined with the rights outside it, new
@@ -25,8 +25,8 @@ type Rebirth struct{ pidfd Reg }
 //
 // Both processes see one set of registers, so the first changes none any more:
 // it waits until it is killed, to keep the pidfd open.
-func (p *Program) Rebirth(flags uint64) Rebirth {
-	r := Rebirth{pidfd: p.NewReg("pidfd")}
+func (p *Program) Refork(flags uint64) Refork {
+	r := Refork{pidfd: p.NewReg("pidfd")}
 	p.Step("start over in a child inside the namespaces joined (%s)", CloneFlags(flags))
 	pidfd := Arg{v: p.mem.addr(8 * int(r.pidfd))}
 	if flags == 0 {
@@ -49,7 +49,7 @@ func (p *Program) Rebirth(flags uint64) Rebirth {
 
 // Follow makes the child's second child, which waits at a gate, the child, and
 // ends the first.
-func (c *Child) Follow(regs *Registers, r Rebirth) error {
+func (c *Child) Follow(regs *Registers, r Refork) error {
 	first := c.Process
 	pidfd, err := first.GetFd(regs.Fd(r.pidfd))
 	if err != nil {

@@ -9,9 +9,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// TestRebirth goes on with the second child and sees that nothing is left of the
+// TestRefork goes on with the second child and sees that nothing is left of the
 // first.
-func TestRebirth(t *testing.T) {
+func TestRefork(t *testing.T) {
 	requireRoot(t)
 	null := devNull(t)
 	l := launcher(t)
@@ -22,7 +22,7 @@ func TestRebirth(t *testing.T) {
 	require.NoError(t, err)
 	defer f.Close()
 	p.Bind(uts, int(f.Fd()))
-	forked := p.Rebirth(unix.CLONE_NEWPID | unix.CLONE_NEWNS)
+	forked := p.Refork(unix.CLONE_NEWPID | unix.CLONE_NEWNS)
 	for _, in := range p.SetupStdio() {
 		p.Bind(in, int(null.Fd()))
 	}
@@ -43,12 +43,12 @@ func TestRebirth(t *testing.T) {
 }
 
 // A second child that dies before it is followed is the end of the launch.
-func TestRebirthEndsEarly(t *testing.T) {
+func TestReforkEndsEarly(t *testing.T) {
 	requireRoot(t)
 	l := launcher(t)
 	p, err := NewProgram()
 	require.NoError(t, err)
-	p.Rebirth(0)
+	p.Refork(0)
 	p.Step("give up")
 	p.Call(unix.SYS_EXIT_GROUP, Int(3))
 	c, err := l.Start(Launch{Program: p, Cgroup: -1, PIDNS: -1})

@@ -58,7 +58,7 @@ func (p *Program) Join(flags uint64) Reg {
 }
 
 // JoinLate is Join for a process that is to be born into the container's pid
-// namespace later (Finish.BornLate): until then it is where nothing in the
+// namespace later (Finish.ForkLate): until then it is where nothing in the
 // container sees it.
 func (p *Program) JoinLate(flags uint64) Reg {
 	r := p.Input("container")
@@ -112,7 +112,7 @@ func (p *Program) LoopbackUp() {
 // The master's number is in the returned register at the next gate. It runs
 // inside the container's root; nothing it opens can be a link or another file
 // system planted by the image (CVE-2025-52565). With late it does not become the
-// controlling terminal yet: that is for the process that is born late.
+// controlling terminal yet: that is for the process that is forked late.
 func (p *Program) SetupTerminal(uid uint32, console, late bool) Reg {
 	master, slave, dir := p.NewReg("ptmx"), p.NewReg("tty"), p.tmp()
 	p.Step("allocate a terminal on /dev/pts")

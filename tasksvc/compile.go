@@ -128,7 +128,7 @@ func compileExec(proc *specs.Process, linux *specs.Linux, join uint64, o compile
 	userNS, gate := join&unix.CLONE_NEWUSER != 0, ""
 	var pidfd nsexec.Reg
 	if o.late(join) {
-		pidfd, gate, pl.late = p.JoinLate(join), gateForked, new(nsexec.Rebirth)
+		pidfd, gate, pl.late = p.JoinLate(join), gateForked, new(nsexec.Refork)
 	} else {
 		pidfd = p.Join(join)
 	}
@@ -198,11 +198,11 @@ func (pl *plan) finish(proc *specs.Process, linux *specs.Linux, gate string, use
 	if gate == "" && (pl.outside != nil || f.Seccomp != nil && f.Seccomp.Listener != nil) {
 		gate = gateLimits
 	}
-	f.Gate, pl.gated, f.BornLate = gate, gate != "", pl.late != nil
+	f.Gate, pl.gated, f.ForkLate = gate, gate != "", pl.late != nil
 	done := p.Finish(f)
 	pl.last = done.Gate
-	if f.BornLate {
-		*pl.late = done.Born
+	if f.ForkLate {
+		*pl.late = done.Forked
 	}
 	if pl.traced = o.traced; o.traced {
 		p.NotReused()

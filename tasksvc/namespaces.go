@@ -100,7 +100,7 @@ func (pl *plan) enterNamespaces(ns namespaces, linux *specs.Linux, network bool)
 	}
 	if ns.mixed() {
 		pl.joinByPath(ns)
-		forked := p.Rebirth(pl.clone)
+		forked := p.Refork(pl.clone)
 		pl.clone = 0
 		pl.stdio = p.SetupStdio()
 		pl.gate(gateUser, func(child *nsexec.Child, regs *nsexec.Registers) error {

@@ -17,13 +17,13 @@ type plan struct {
 	files          map[nsexec.Reg]uint64 // inputs that are namespace files, by clone flag
 	procs          nsexec.Reg            // input for cgroup.procs: the child is born outside its cgroup
 	gates          map[nsexec.GateID]gateHandler
-	last           nsexec.GateID   // the gate before the user's program
-	gated          bool            // there is one
-	afterStartGate gateHandler     // for one more gate behind the last; nil: there is none
-	home           bool            // HOME is to be looked up at the last gate
-	outside        *outside        // what the parent sets at the last gate
-	late           *nsexec.Rebirth // of an exec that is born late, see tracers
-	traced         bool            // made for a container whose processes may trace
+	last           nsexec.GateID  // the gate before the user's program
+	gated          bool           // there is one
+	afterStartGate gateHandler    // for one more gate behind the last; nil: there is none
+	home           bool           // HOME is to be looked up at the last gate
+	outside        *outside       // what the parent sets at the last gate
+	late           *nsexec.Refork // of an exec that is forked late, see tracers
+	traced         bool           // made for a container whose processes may trace
 	warnings       []string
 }
 

@@ -46,7 +46,7 @@ func canTrace(proc *specs.Process) bool {
 	return false
 }
 
-// late reports whether an exec that joins these namespaces is born late. A user
+// late reports whether an exec that joins these namespaces is forked late. A user
 // namespace keeps tracers out by itself: the daemon's memory belongs to the
 // guest's.
 func (o compileOptions) late(join uint64) bool {
