@@ -59,7 +59,7 @@ func compileInit(spec *specs.Spec, ns namespaces, o compileOptions) (*plan, erro
 		pl.setLabels(spec.Process)
 	}
 	fs := rootfs.NewCompiler(p, spec, rootfs.Options{
-		Bundle: o.bundle, Namespaces: ns.all(), Cgroup: o.cgroup, Gate: pl.gate, Launcher: o.launcher,
+		Bundle: o.bundle, Namespaces: own, Cgroup: o.cgroup, Gate: pl.gate, Launcher: o.launcher,
 	})
 	fs.Open()
 	if userNS {
@@ -68,6 +68,22 @@ func compileInit(spec *specs.Spec, ns namespaces, o compileOptions) (*plan, erro
 	if len(linux.TimeOffsets) > 0 {
 		pl.enterTimeNamespace(linux.TimeOffsets, userNS)
 	}
+	pl.setUpNetwork(linux, ns, o)
+	p.SetHostname(spec.Hostname, spec.Domainname)
+	fs.Build()
+	if hasCreateHooks(spec.Hooks) {
+		pl.gate(gateHooks, o.hooks)
+	}
+	pl.setSysctls(linux.Sysctl, own) // behind the hooks, which may have made network devices
+	fs.Enter()
+	pl.finishInit(spec, userNS, o)
+	return pl.checked()
+}
+
+// setUpNetwork brings the loopback device of a new network namespace up and has
+// the parent put devices there.
+func (pl *plan) setUpNetwork(linux *specs.Linux, ns namespaces, o compileOptions) {
+	p := pl.program
 	if ns.fresh&unix.CLONE_NEWNET != 0 && !o.network {
 		p.LoopbackUp()
 	}
@@ -76,28 +92,32 @@ func compileInit(spec *specs.Spec, ns namespaces, o compileOptions) (*plan, erro
 		socket = p.RouteSocket(func() { pl.gate(gateNetwork, moveNetDevices(linux.NetDevices, &socket)) })
 	}
 	if len(o.connect) > 0 {
-		if err := checkConnections(o.connect, own); err != nil {
+		if err := checkConnections(o.connect, ns.all()); err != nil {
 			p.Fail(err)
 		}
 		var socket nsexec.Reg
 		socket = p.RouteSocket(func() { pl.gate(gateNetwork, connectNetworks(o.connect, &socket)) })
 	}
-	p.SetHostname(spec.Hostname, spec.Domainname)
-	fs.Build()
-	if hasCreateHooks(spec.Hooks) {
-		pl.gate(gateHooks, o.hooks)
-	}
-	// Behind the hooks, which may have made network devices.
-	for _, name := range slices.Sorted(maps.Keys(linux.Sysctl)) {
-		if err := p.SetSysctl(name, linux.Sysctl[name], own); err != nil {
-			p.Fail(err)
+}
+
+// setSysctls sets those of namespaces that are the container's own, in order of
+// their names.
+func (pl *plan) setSysctls(sysctls map[string]string, own uint64) {
+	for _, name := range slices.Sorted(maps.Keys(sysctls)) {
+		if err := pl.program.SetSysctl(name, sysctls[name], own); err != nil {
+			pl.program.Fail(err)
 		}
 	}
-	fs.Enter()
+}
+
+// finishInit appends the end of an init's program: the start gate and the user's
+// program, or the error of a config that has none.
+func (pl *plan) finishInit(spec *specs.Spec, userNS bool, o compileOptions) {
+	p := pl.program
 	if spec.Process == nil {
 		pl.last, pl.gated = p.Gate(gateStart), true
 		p.FailWith(unix.EINVAL, "config.json has no process to start")
-		return pl.checked()
+		return
 	}
 	if spec.Process.Terminal {
 		pl.terminal = true
@@ -106,8 +126,7 @@ func compileInit(spec *specs.Spec, ns namespaces, o compileOptions) (*plan, erro
 	if pl.home = nsexec.NeedsHome(spec.Process.Env); pl.home {
 		o.home = defaultHome
 	}
-	pl.finish(spec.Process, linux, gateStart, userNS, o)
-	return pl.checked()
+	pl.finish(spec.Process, spec.Linux, gateStart, userNS, o)
 }
 
 // compileExec turns a process into the launch of an exec that joins the given

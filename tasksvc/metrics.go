@@ -135,19 +135,19 @@ func (s *Service) metrics(m *openMetrics) {
 	for _, st := range []State{Created, Running, Paused, Stopped} {
 		m.value(states[st], label{"state", st.String()})
 	}
-	gauge := func(name, help string, get func(*cgroup2.Stats) (uint64, bool)) {
-		m.gauge(name, help)
-		m.each(all, get)
-	}
-	memory := func(field func(*cgroup2.MemoryStats) uint64) func(*cgroup2.Stats) (uint64, bool) {
-		return func(s *cgroup2.Stats) (uint64, bool) {
-			if s.Memory == nil {
-				return 0, false
-			}
-			v := field(s.Memory)
-			return v, v != math.MaxUint64 // "max" is no limit
+	m.containerCPU(all)
+	m.containerMemory(all)
+	m.gauge("vminit_container_processes", "Processes and threads.")
+	m.each(all, func(s *cgroup2.Stats) (uint64, bool) {
+		if s.Pids == nil {
+			return 0, false
 		}
-	}
+		return s.Pids.Current, true
+	})
+	m.containerIO(all)
+}
+
+func (m *openMetrics) containerCPU(all []containerStats) {
 	m.counter("vminit_container_cpu_seconds", "CPU time used.")
 	for i := range all {
 		if c := all[i].stats.CPU; c != nil {
@@ -161,10 +161,23 @@ func (s *Service) metrics(m *openMetrics) {
 			m.seconds(c.Throttled, 1e6, all[i].labels...)
 		}
 	}
-	gauge("vminit_container_memory_bytes", "Memory charged.", memory(func(s *cgroup2.MemoryStats) uint64 { return s.Usage }))
-	gauge("vminit_container_memory_peak_bytes", "Most memory ever charged (Linux 5.19).", memory(func(s *cgroup2.MemoryStats) uint64 { return s.MaxUsage }))
-	gauge("vminit_container_memory_limit_bytes", "Limit of memory, if there is one.", memory(func(s *cgroup2.MemoryStats) uint64 { return s.UsageLimit }))
-	gauge("vminit_container_swap_bytes", "Swap charged.", memory(func(s *cgroup2.MemoryStats) uint64 { return s.SwapUsage }))
+}
+
+func (m *openMetrics) containerMemory(all []containerStats) {
+	gauge := func(name, help string, field func(*cgroup2.MemoryStats) uint64) {
+		m.gauge(name, help)
+		m.each(all, func(s *cgroup2.Stats) (uint64, bool) {
+			if s.Memory == nil {
+				return 0, false
+			}
+			v := field(s.Memory)
+			return v, v != math.MaxUint64 // "max" is no limit
+		})
+	}
+	gauge("vminit_container_memory_bytes", "Memory charged.", func(s *cgroup2.MemoryStats) uint64 { return s.Usage })
+	gauge("vminit_container_memory_peak_bytes", "Most memory ever charged (Linux 5.19).", func(s *cgroup2.MemoryStats) uint64 { return s.MaxUsage })
+	gauge("vminit_container_memory_limit_bytes", "Limit of memory, if there is one.", func(s *cgroup2.MemoryStats) uint64 { return s.UsageLimit })
+	gauge("vminit_container_swap_bytes", "Swap charged.", func(s *cgroup2.MemoryStats) uint64 { return s.SwapUsage })
 	m.counter("vminit_container_oom_kills", "Processes killed for want of memory.")
 	m.each(all, func(s *cgroup2.Stats) (uint64, bool) {
 		if s.MemoryEvents == nil {
@@ -172,12 +185,9 @@ func (s *Service) metrics(m *openMetrics) {
 		}
 		return s.MemoryEvents.OOMKill, true
 	})
-	gauge("vminit_container_processes", "Processes and threads.", func(s *cgroup2.Stats) (uint64, bool) {
-		if s.Pids == nil {
-			return 0, false
-		}
-		return s.Pids.Current, true
-	})
+}
+
+func (m *openMetrics) containerIO(all []containerStats) {
 	m.counter("vminit_container_io_bytes", "Bytes moved to and from block devices.")
 	for i := range all {
 		if all[i].stats.IO == nil {

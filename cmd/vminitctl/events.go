@@ -124,7 +124,6 @@ func watchContainer(ctx context.Context, w io.Writer, guest *guest, id string, i
 	if c.Status == "stopped" {
 		return sys.Mark(sys.ErrState, errors.New("the container has ended"))
 	}
-	type trouble struct{ oom, ended bool }
 	news := make(chan trouble)
 	go func() {
 		defer close(news)
@@ -133,24 +132,38 @@ func watchContainer(ctx context.Context, w io.Writer, guest *guest, id string, i
 			if err != nil {
 				return
 			}
-			var t trouble
-			if m, err := env.GetEvent().UnmarshalNew(); err == nil {
-				switch e := m.(type) {
-				case *eventtypes.TaskOOM:
-					t.oom = e.ContainerID == id
-				case *eventtypes.TaskExit:
-					t.ended = e.ContainerID == id && e.ID == id
-				case *eventtypes.TaskDelete:
-					t.ended = e.ContainerID == id && e.ID == id
-				}
-			}
 			select {
-			case news <- t:
+			case news <- troubleOf(env, id):
 			case <-ctx.Done():
 				return
 			}
 		}
 	}()
+	return reportContainer(ctx, w, guest, id, interval, news)
+}
+
+// trouble is what an event says about a container.
+type trouble struct{ oom, ended bool }
+
+func troubleOf(env *types.Envelope, id string) (t trouble) {
+	m, err := env.GetEvent().UnmarshalNew()
+	if err != nil {
+		return t
+	}
+	switch e := m.(type) {
+	case *eventtypes.TaskOOM:
+		t.oom = e.ContainerID == id
+	case *eventtypes.TaskExit:
+		t.ended = e.ContainerID == id && e.ID == id
+	case *eventtypes.TaskDelete:
+		t.ended = e.ContainerID == id && e.ID == id
+	}
+	return t
+}
+
+// reportContainer prints usage at every interval and what news tells, until that
+// is the container's end.
+func reportContainer(ctx context.Context, w io.Writer, guest *guest, id string, interval time.Duration, news <-chan trouble) error {
 	tick := time.NewTicker(interval)
 	defer tick.Stop()
 	for {

@@ -66,6 +66,28 @@ func serve(c serviceConfig) (*services, error) {
 	if err != nil {
 		return nil, err
 	}
+	s, err := newServices(c, launcher)
+	if err != nil {
+		return nil, err
+	}
+	s.server.Answered(func() { c.Timeline.Mark("first answer") })
+	ctx, cancel := context.WithCancel(context.Background())
+	s.cancel = cancel
+	s.background(ctx, c.Log, "reaper", func() error { launcher.ReapOrphans(ctx); return nil })
+	if c.Transport != nil { // the services have been made meanwhile
+		<-c.Transport
+	}
+	if err := s.open(ctx, c); err != nil {
+		return nil, errors.Join(err, s.stop(ctx))
+	}
+	if c.Options.DebugShell != 0 {
+		s.openDebugShell(ctx, c, launcher)
+	}
+	return s, nil
+}
+
+// newServices makes the services; nobody can reach them yet.
+func newServices(c serviceConfig, launcher *nsexec.Launcher) (*services, error) {
 	framing, err := vsockstream.ParseFraming(string(c.Options.StreamID))
 	if err != nil {
 		return nil, err
@@ -75,29 +97,8 @@ func serve(c serviceConfig) (*services, error) {
 		hub:    vsockstream.NewHub(vsockstream.HubConfig{Framing: framing, Logger: c.Log}),
 	}
 	s.fwds = tasksvc.NewSocketForward(s.hub, framing, c.Log)
-	mount := c.cgroupMount()
-	cgroups := sync.OnceValues(func() (*cgroup2.Tree, error) { return c.openTree(mount) })
-	if c.Options.IdleLock != "" {
-		// Other reasons not to have a tree are for those who want a container.
-		if _, err := cgroups(); errors.Is(err, sys.ErrState) {
-			return nil, err
-		}
-	}
-	bundles := tasksvc.NewBundles(bundleRoot)
-	s.tasks, err = tasksvc.NewService(tasksvc.Config{
-		Launcher:    launcher,
-		Cgroups:     cgroups,
-		CgroupMount: mount,
-		Streams:     s.hub,
-		Events:      s.events,
-		Bundles:     bundles,
-		Settled:     c.Settled,
-		Complete:    c.Complete,
-		Shutdown:    func() { c.Shutdown(power.Off, "the host asked for it") },
-		Version:     c.Version,
-		Logger:      c.Log,
-	})
-	if err != nil {
+	mount, bundles := c.cgroupMount(), tasksvc.NewBundles(bundleRoot)
+	if s.tasks, err = s.newTasks(c, launcher, mount, bundles); err != nil {
 		return nil, err
 	}
 	s.guest = tasksvc.NewGuest(tasksvc.GuestConfig{
@@ -118,20 +119,32 @@ func serve(c serviceConfig) (*services, error) {
 	if err != nil {
 		return nil, err
 	}
-	s.server.Answered(func() { c.Timeline.Mark("first answer") })
-	ctx, cancel := context.WithCancel(context.Background())
-	s.cancel = cancel
-	s.background(ctx, c.Log, "reaper", func() error { launcher.ReapOrphans(ctx); return nil })
-	if c.Transport != nil { // the services have been made meanwhile
-		<-c.Transport
-	}
-	if err := s.open(ctx, c); err != nil {
-		return nil, errors.Join(err, s.stop(ctx))
-	}
-	if c.Options.DebugShell != 0 {
-		s.openDebugShell(ctx, c, launcher)
-	}
 	return s, nil
+}
+
+// newTasks makes the Task service. The tree of cgroups is opened when it is first
+// needed, by a daemon on demand at once: another may live there.
+func (s *services) newTasks(c serviceConfig, launcher *nsexec.Launcher, mount string, bundles *tasksvc.Bundles) (*tasksvc.Service, error) {
+	cgroups := sync.OnceValues(func() (*cgroup2.Tree, error) { return c.openTree(mount) })
+	if c.Options.IdleLock != "" {
+		// Other reasons not to have a tree are for those who want a container.
+		if _, err := cgroups(); errors.Is(err, sys.ErrState) {
+			return nil, err
+		}
+	}
+	return tasksvc.NewService(tasksvc.Config{
+		Launcher:    launcher,
+		Cgroups:     cgroups,
+		CgroupMount: mount,
+		Streams:     s.hub,
+		Events:      s.events,
+		Bundles:     bundles,
+		Settled:     c.Settled,
+		Complete:    c.Complete,
+		Shutdown:    func() { c.Shutdown(power.Off, "the host asked for it") },
+		Version:     c.Version,
+		Logger:      c.Log,
+	})
 }
 
 // open opens the listeners, or dials, as the flags say.

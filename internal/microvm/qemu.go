@@ -27,59 +27,82 @@ type emulator struct {
 // firstExtraFD is the number that os/exec gives the first of its ExtraFiles.
 const firstExtraFD = 3
 
-// startEmulator runs QEMU. It ends when this process does: the parent death
-// signal is sent when the thread that forked it ends (prctl(2)), so a goroutine
-// keeps that thread until QEMU has been reaped.
+// inheritance is the files that QEMU gets open.
+type inheritance struct {
+	files []*os.File // the first is firstExtraFD there
+	ours  []*os.File // closed here once QEMU has them
+}
+
+// add returns the number that f has in QEMU. The file stays the caller's.
+func (h *inheritance) add(f *os.File) int {
+	h.files = append(h.files, f)
+	return firstExtraFD + len(h.files) - 1
+}
+
+// channel returns a connection to QEMU, and its number there.
+func (h *inheritance) channel() (net.Conn, int, error) {
+	conn, theirs, err := socketPair()
+	if err != nil {
+		return nil, 0, err
+	}
+	h.ours = append(h.ours, theirs)
+	return conn, h.add(theirs), nil
+}
+
+// disks returns how QEMU gets at the images.
+func (h *inheritance) disks(all []Disk) (wired []wiredDisk) {
+	for _, d := range all {
+		if d.File != nil {
+			wired = append(wired, wiredDisk{h.add(d.File), imageDriver(d.File.Stat())})
+		} else {
+			wired = append(wired, wiredDisk{-1, imageDriver(os.Stat(d.Path))})
+		}
+	}
+	return wired
+}
+
+func (h *inheritance) close() {
+	for _, f := range h.ours {
+		_ = f.Close()
+	}
+}
+
+// startEmulator runs QEMU, which ends when this process does.
 func startEmulator(c Config, w wiring, logPath string, vhost *os.File) (*emulator, error) {
 	e := &emulator{log: logPath, exited: make(chan struct{})}
-	var inherited []*os.File
-	var ours []*os.File // closed here once QEMU has them
-	defer func() {
-		for _, f := range ours {
-			_ = f.Close()
-		}
-	}()
-	inherit := func(f *os.File) int {
-		inherited = append(inherited, f)
-		return firstExtraFD + len(inherited) - 1
-	}
-	channel := func(fd *int) (net.Conn, error) {
-		conn, theirs, err := socketPair()
-		if err != nil {
-			return nil, err
-		}
-		ours = append(ours, theirs)
-		*fd = inherit(theirs)
-		return conn, nil
-	}
+	h := new(inheritance)
+	defer h.close()
 	log, err := os.OpenFile(logPath, os.O_CREATE|os.O_WRONLY|os.O_APPEND|os.O_TRUNC, 0o600)
 	if err != nil {
 		return nil, err
 	}
-	ours = append(ours, log)
-	if e.console, err = channel(&w.consoleFD); err != nil {
+	h.ours = append(h.ours, log)
+	if e.console, w.consoleFD, err = h.channel(); err != nil {
 		return nil, err
 	}
-	if e.monitor, err = channel(&w.qmpFD); err != nil {
+	if e.monitor, w.qmpFD, err = h.channel(); err != nil {
 		_ = e.console.Close()
 		return nil, err
 	}
-	for _, d := range c.Disks {
-		wired := wiredDisk{fd: -1}
-		if d.File != nil {
-			wired = wiredDisk{inherit(d.File), imageDriver(d.File.Stat())}
-		} else {
-			wired.driver = imageDriver(os.Stat(d.Path))
-		}
-		w.disks = append(w.disks, wired)
-	}
+	w.disks = append(w.disks, h.disks(c.Disks)...)
 	if vhost != nil {
-		w.vhostFD = inherit(vhost)
+		w.vhostFD = h.add(vhost)
 	}
-
 	cmd := exec.Command(c.QEMU, commandLine(c, w)...)
 	cmd.Stdout, cmd.Stderr = log, log
-	cmd.ExtraFiles = inherited
+	cmd.ExtraFiles = h.files
+	if err := e.run(cmd); err != nil {
+		_ = e.console.Close()
+		_ = e.monitor.Close()
+		return nil, fmt.Errorf("start QEMU: %w", err)
+	}
+	return e, nil
+}
+
+// run starts QEMU and has it reaped. The parent death signal is sent when the
+// thread that forked it ends (prctl(2)), so a goroutine keeps that thread until
+// then.
+func (e *emulator) run(cmd *exec.Cmd) error {
 	// Its own process group: an interrupt typed on the terminal is ours to handle.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 	started := make(chan error)
@@ -97,12 +120,10 @@ func startEmulator(c Config, w wiring, logPath string, vhost *os.File) (*emulato
 		close(e.exited)
 	}()
 	if err := <-started; err != nil {
-		_ = e.console.Close()
-		_ = e.monitor.Close()
-		return nil, fmt.Errorf("start QEMU: %w", err)
+		return err
 	}
 	e.process, e.started = cmd.Process, time.Now()
-	return e, nil
+	return nil
 }
 
 // imageDriver is QEMU's driver for an image, by what its stat says: the one for
