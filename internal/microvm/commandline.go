@@ -44,7 +44,7 @@ func commandLine(c Config, w wiring) []string {
 	if c.Accel.Name == KVM {
 		args = append(args, "-accel", "kvm", "-cpu", "host")
 	} else {
-		args = append(args, "-accel", "tcg,thread=multi", "-cpu", w.arch.emulated)
+		args = append(args, "-accel", "tcg,thread=multi", "-cpu", "max")
 	}
 	if c.Machine == MachineMMIO {
 		args = append(args, "-global", "virtio-mmio.force-legacy=false") // vsock is of virtio 1.0

@@ -174,22 +174,18 @@ func (c Config) check() error {
 
 // arch is what differs between the processors that guests run on.
 type arch struct {
-	qemu     string // the emulator's name
-	machine  string
-	mmio     string // the machine of MachineMMIO, "" if there is none
-	emulated string // the processor without KVM
-	console  string // the kernel's name of the serial port
+	qemu    string // the emulator's name
+	machine string
+	mmio    string // the machine of MachineMMIO, "" if there is none
+	console string // the kernel's name of the serial port
 }
 
 // q35 rather than QEMU's "microvm" machine, which has no timer but the PIT: without
 // KVM a kernel on a loaded host cannot calibrate its clock by that and hangs, so
 // it is told how fast the TSC runs. Nothing can be plugged in there either.
-//
-// TCG stores the bytes of a "rep stosb" one by one. Kernels that take it for fast
-// clear a page with it, which takes two or three times as long.
 var arches = map[string]arch{
-	"amd64": {"qemu-system-x86_64", "q35,smbus=off,sata=off,vmport=off", "microvm,rtc=on,pit=on,pic=on", "max,erms=off,fsrm=off", "ttyS0"},
-	"arm64": {"qemu-system-aarch64", "virt", "", "max", "ttyAMA0"},
+	"amd64": {"qemu-system-x86_64", "q35,smbus=off,sata=off,vmport=off", "microvm,rtc=on,pit=on,pic=on", "ttyS0"},
+	"arm64": {"qemu-system-aarch64", "virt", "", "ttyAMA0"},
 }
 
 func findQEMU(name string) (string, error) {
