@@ -59,8 +59,7 @@ func (s *allSignals) handle(sig unix.Signal) {
 
 // endBy has us end if that is what a signal asks for.
 func (s *allSignals) endBy(sig unix.Signal) {
-	switch sig {
-	case unix.SIGINT, unix.SIGTERM, unix.SIGHUP, unix.SIGQUIT:
+	if asksForEnd(sig) {
 		s.cancel(interrupted{sig})
 	}
 }

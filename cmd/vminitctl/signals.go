@@ -54,8 +54,13 @@ func watchSignals(ctx context.Context) (context.Context, *signals) {
 	return ctx, s
 }
 
+// asksForEnd: what we end by as long as there is nobody else to take it.
+func asksForEnd(sig unix.Signal) bool {
+	return sig == unix.SIGINT || sig == unix.SIGTERM || sig == unix.SIGHUP || sig == unix.SIGQUIT
+}
+
 func (s *signals) handle(sig unix.Signal) {
-	ends := sig == unix.SIGINT || sig == unix.SIGTERM || sig == unix.SIGHUP || sig == unix.SIGQUIT
+	ends := asksForEnd(sig)
 	s.mu.Lock()
 	if ends {
 		s.asked++

@@ -23,13 +23,20 @@ func newTestConsole(t *testing.T) (c *console, guest net.Conn, dir string) {
 	return c, guest, dir
 }
 
-func TestConsole(t *testing.T) {
-	c, guest, dir := newTestConsole(t)
-	require.Zero(t, c.firstByte())
+// serveConsole serves clients and tells when it has ended.
+func serveConsole(t *testing.T, c *console, dir string) (net.Listener, <-chan error) {
+	t.Helper()
 	ln, err := net.Listen("unix", filepath.Join(dir, consoleSock))
 	require.NoError(t, err)
 	served := make(chan error, 1)
 	go func() { served <- c.serve(ln) }()
+	return ln, served
+}
+
+func TestConsole(t *testing.T) {
+	c, guest, dir := newTestConsole(t)
+	require.Zero(t, c.firstByte())
+	ln, served := serveConsole(t, c, dir)
 
 	client, err := net.Dial("unix", ln.Addr().String())
 	require.NoError(t, err)
@@ -101,10 +108,7 @@ func TestSlowConsoleClientStopsNobody(t *testing.T) {
 // from ending, and gets what there is room for.
 func TestStoppedConsoleClientEnds(t *testing.T) {
 	c, guest, dir := newTestConsole(t)
-	ln, err := net.Listen("unix", filepath.Join(dir, consoleSock))
-	require.NoError(t, err)
-	served := make(chan error, 1)
-	go func() { served <- c.serve(ln) }()
+	ln, served := serveConsole(t, c, dir)
 	client, err := net.Dial("unix", ln.Addr().String())
 	require.NoError(t, err)
 	defer client.Close()
