@@ -130,7 +130,7 @@ func (x *attached) during(ctx context.Context, wait func(context.Context) (uint3
 	if err := x.streams.drain(ctx); err != nil {
 		return 0, err
 	}
-	return x.streams.status(exit), nil
+	return x.streams.status(exit)
 }
 
 // signal sends the process a signal. While RunExec has not started it there is

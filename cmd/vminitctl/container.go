@@ -136,7 +136,7 @@ func (c *container) wait(ctx context.Context) (code int, err error) {
 	if err := c.stdio.drain(ctx); err != nil {
 		return 0, err
 	}
-	return c.stdio.status(exit.ExitStatus), nil
+	return c.stdio.status(exit.ExitStatus)
 }
 
 // removeTimeout bounds the end of a container whose exit we need not wait for.

@@ -25,8 +25,9 @@ type stdio struct {
 
 	output sync.WaitGroup
 	ended  chan struct{} // closed when out and err have ended
-	broken chan struct{} // closed when one of them has lost its reader on our side
-	lost   sync.Once     // of broken
+	broken chan struct{} // closed when one of them cannot be written on our side
+	lost   error         // why, once broken is closed
+	once   sync.Once     // of broken and lost
 
 	writing atomic.Int32 // how many bytes' readers are being waited for
 	moved   atomic.Int64 // when the last ones moved, in ns since 1970
@@ -94,11 +95,9 @@ func (s *stdio) move(w outlet, c vsockstream.Conn) {
 		return
 	}
 	s.output.Go(func() {
-		if _, err := io.Copy(w, c); err == nil {
-			return
+		if _, err := io.Copy(w, c); err != nil {
+			_, _ = io.Copy(io.Discard, c) // it ends when the process does
 		}
-		s.lost.Do(func() { close(s.broken) })
-		_, _ = io.Copy(io.Discard, c) // it ends when the process does
 	})
 }
 
@@ -111,6 +110,12 @@ type outlet struct {
 func (o outlet) Write(b []byte) (int, error) {
 	o.s.writing.Add(1)
 	n, err := o.w.Write(b)
+	if err != nil {
+		o.s.once.Do(func() {
+			o.s.lost = err
+			close(o.s.broken)
+		})
+	}
 	o.s.moved.Store(time.Now().UnixNano())
 	o.s.writing.Add(-1)
 	return n, err
@@ -157,14 +162,18 @@ func (s *stdio) endBroken(ctx context.Context, kill func(unix.Signal)) {
 }
 
 // status is the exit status to tell: of a process that lost its reader, that of
-// one which a SIGPIPE has ended.
-func (s *stdio) status(exit uint32) int {
+// one which a SIGPIPE has ended. Output that could not be written otherwise is an
+// error.
+func (s *stdio) status(exit uint32) (int, error) {
 	select {
 	case <-s.broken:
-		return 128 + int(unix.SIGPIPE)
 	default:
-		return int(exit)
+		return int(exit), nil
 	}
+	if errors.Is(s.lost, unix.EPIPE) {
+		return 128 + int(unix.SIGPIPE), nil
+	}
+	return 0, fmt.Errorf("pass the output on: %w", s.lost)
 }
 
 // feed moves r to the process, half-closes in the end, and calls closed. It

@@ -42,7 +42,9 @@ func TestDrain(t *testing.T) {
 		began := time.Now()
 		require.NoError(t, s.drain(t.Context()))
 		require.Equal(t, time.Hour, time.Since(began))
-		require.Equal(t, 3, s.status(3))
+		code, err := s.status(3)
+		require.NoError(t, err)
+		require.Equal(t, 3, code)
 		stdout.Close()
 	})
 	synctest.Test(t, func(t *testing.T) {
@@ -58,6 +60,12 @@ func TestDrain(t *testing.T) {
 // A process whose reader is gone gets the signal that a pipe would have made, and
 // then the one that none can refuse.
 func TestBroken(t *testing.T) {
+	for _, lost := range []error{unix.EPIPE, unix.ENOSPC} {
+		testBroken(t, lost)
+	}
+}
+
+func testBroken(t *testing.T, lost error) {
 	synctest.Test(t, func(t *testing.T) {
 		s, guest := pipeStdio()
 		reader, stdout := io.Pipe()
@@ -67,17 +75,44 @@ func TestBroken(t *testing.T) {
 		go s.endBroken(ctx, func(sig unix.Signal) { signals <- sig })
 		time.Sleep(time.Hour)
 		require.Empty(t, signals)
-		require.Equal(t, 0, s.status(0))
-		reader.Close()
-		_, err := guest.Write([]byte("x"))
+		code, err := s.status(0)
+		require.NoError(t, err)
+		require.Zero(t, code)
+		reader.CloseWithError(lost)
+		_, err = guest.Write([]byte("x"))
 		require.NoError(t, err)
 		require.Equal(t, unix.SIGPIPE, <-signals)
 		require.Equal(t, unix.SIGKILL, <-signals)
 		_, err = guest.Write([]byte("thrown away"))
 		require.NoError(t, err)
-		require.Equal(t, 141, s.status(1))
+		code, err = s.status(1)
+		if lost == unix.EPIPE {
+			require.NoError(t, err)
+			require.Equal(t, 141, code)
+		} else {
+			require.ErrorIs(t, err, lost)
+		}
 		guest.Close()
 		require.NoError(t, s.drain(ctx))
 		cancel()
 	})
 }
+
+// A stream that breaks off is not a reader that is gone.
+func TestStreamBreaksOff(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, guest := pipeStdio()
+		s.out = pipeConn{failing{s.out}}
+		s.start(io.Discard, io.Discard)
+		require.NoError(t, s.drain(t.Context()))
+		code, err := s.status(5)
+		require.NoError(t, err)
+		require.Equal(t, 5, code)
+		guest.Close()
+	})
+}
+
+// failing is a connection that has been reset.
+type failing struct{ net.Conn }
+
+func (failing) Read([]byte) (int, error) { return 0, unix.ECONNRESET }
