@@ -82,7 +82,8 @@ func TestForward(t *testing.T) {
 	arrived := func(n int) func() bool { return func() bool { return len(s.numbers()) == n } }
 	require.Eventually(t, arrived(2), 10*time.Second, time.Millisecond)
 
-	stop() // containerd restarts
+	require.NoError(t, x.Drain(context.Background())) // answered, too: what was not would come once more
+	stop()                                            // containerd restarts
 	for i := 2; i < 50; i++ {
 		publishExit(t, x, i)
 	}
